@@ -1,0 +1,3 @@
+//! Embeddable inference for linear-attention language models.
+
+pub mod weights;
