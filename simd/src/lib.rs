@@ -5,6 +5,7 @@
 //! rows share a call. This is what makes batches, speculation and thread counts invisible in the output.
 
 pub mod isa;
+pub mod matmul;
 pub mod quant;
 
 pub use isa::Isa;
