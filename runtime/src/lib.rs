@@ -1,3 +1,4 @@
 //! Embeddable inference for linear-attention language models.
 
+pub mod text;
 pub mod weights;

@@ -1,0 +1,11 @@
+//! Text on its way in and out of a model: tokens, streamed bytes, chat templates, tool calls and reasoning.
+
+pub mod detok;
+pub mod gguf_vocabulary;
+pub mod tokenizer;
+mod tokenizer_json;
+
+pub use detok::Detokenizer;
+pub use gguf_vocabulary::GgufVocabulary;
+pub use tokenizer::{SpecialTokens, TokenKind, Tokenizer, TokenizerError};
+pub use tokenizer_json::TokenizerConfig;
