@@ -1,0 +1,113 @@
+//! Files as bytes: mapped read-only, read into memory, or built into the binary.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use memmap2::Mmap;
+
+use crate::weights::ByteSource;
+
+/// How the bytes of a file come into reach.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Access {
+    /// Mapped: nothing is read before it is used, pages are shared between processes and can be evicted.
+    #[default]
+    Map,
+    /// Read into memory once; immune to later changes of the file.
+    Read,
+}
+
+/// A read-only map of a whole file.
+struct MappedFile(Mmap);
+
+impl ByteSource for MappedFile {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// Bytes that are part of the binary.
+struct BuiltIn(&'static [u8]);
+
+impl ByteSource for BuiltIn {
+    fn bytes(&self) -> &[u8] {
+        self.0
+    }
+}
+
+/// The bytes of the regular file at `path` (a link to one counts).
+///
+/// # Errors
+/// What the system says, and [`std::io::ErrorKind::InvalidInput`] for anything but a regular file: reading a pipe or a
+/// device could block for ever.
+pub fn open(path: &Path, access: Access) -> std::io::Result<Arc<dyn ByteSource>> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let file = File::open(path)?;
+    match access {
+        Access::Map => map(&file),
+        Access::Read => read(file),
+    }
+}
+
+/// A source over bytes built into the binary.
+pub fn built_in(bytes: &'static [u8]) -> Arc<dyn ByteSource> {
+    Arc::new(BuiltIn(bytes))
+}
+
+fn map(file: &File) -> std::io::Result<Arc<dyn ByteSource>> {
+    // SAFETY: the map is private and read-only and its length is the file's length at this moment, so every byte of it
+    // exists. Another process that shortens or rewrites the file while it is mapped is outside what a program can
+    // prevent; the documentation says so and `Access::Read` is the way around it.
+    let map = unsafe { Mmap::map(file)? };
+    Ok(Arc::new(MappedFile(map)))
+}
+
+fn read(mut file: File) -> std::io::Result<Arc<dyn ByteSource>> {
+    let length = usize::try_from(file.metadata()?.len())
+        .map_err(|_| std::io::Error::new(std::io::ErrorKind::OutOfMemory, "larger than the address space"))?;
+    let mut bytes = Vec::new();
+    bytes
+        .try_reserve_exact(length)
+        .map_err(|error| std::io::Error::new(std::io::ErrorKind::OutOfMemory, error.to_string()))?;
+    // At most the length seen at open, whatever happens to the file meanwhile.
+    (&mut file).take(length as u64).read_to_end(&mut bytes)?;
+    Ok(Arc::new(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_give_the_same_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, b"some bytes").unwrap();
+        for access in [Access::Map, Access::Read] {
+            assert_eq!(open(&path, access).unwrap().bytes(), b"some bytes");
+        }
+    }
+
+    #[test]
+    fn an_empty_file_is_no_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, b"").unwrap();
+        for access in [Access::Map, Access::Read] {
+            assert!(open(&path, access).unwrap().bytes().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_folder_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        for access in [Access::Map, Access::Read] {
+            let error = open(folder.path(), access).err().unwrap();
+            assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Reading weight files from strangers: every size is checked before it is used, every refusal names what was wrong.
+
+mod ggml_type;
+pub mod gguf;
+pub mod gguf_write;
+pub mod mmap;
+pub mod safetensors;
+
+pub use ggml_type::{GgmlType, type_of_id};
