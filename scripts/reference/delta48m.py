@@ -23,41 +23,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
-from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer, Qwen3_5RMSNorm
 
 import gguf_to_hf
 from exact import exact_model, relative_rows
+from mtp import MultiTokenHead
 
 torch.set_num_threads(2)
-
-
-class MultiTokenHead(torch.nn.Module):
-    """The `mtp.*` tensors: one full-attention layer over [embedding of t+1, normed hidden state of t]."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.pre_fc_norm_embedding = Qwen3_5RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.pre_fc_norm_hidden = Qwen3_5RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.fc = torch.nn.Linear(2 * config.hidden_size, config.hidden_size, bias=False)
-        layer = config.layer_types.index("full_attention")
-        self.layers = torch.nn.ModuleList([Qwen3_5DecoderLayer(config, layer)])
-        self.norm = Qwen3_5RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(self, model, hidden, ids):
-        """Logits [n-1, vocab] of the head, from the normed hidden states [1, n, hidden] of the trunk."""
-        embeddings = model.model.embed_tokens(ids[:, 1:])
-        joined = torch.cat([self.pre_fc_norm_embedding(embeddings), self.pre_fc_norm_hidden(hidden[:, :-1])], dim=-1)
-        x, n = self.fc(joined), ids.shape[1] - 1
-        positions = torch.arange(n)[None, None].expand(3, 1, n)
-        mask = torch.full((n, n), float("-inf")).triu(1)[None, None]
-        x = self.layers[0](x, position_embeddings=model.model.rotary_emb(x, positions), attention_mask=mask)
-        return model.lm_head(self.norm(x))[0]
 
 
 def load(folder, tensors):
     config = Qwen3_5TextConfig.from_pretrained(folder)
     model = Qwen3_5ForCausalLM(config).float().eval()
-    head = MultiTokenHead(config).float().eval()
+    head = MultiTokenHead(model).float().eval()
     trunk = {name: value for name, value in tensors.items() if not name.startswith("mtp.")}
     missing, unexpected = model.load_state_dict(trunk, strict=False)
     assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
