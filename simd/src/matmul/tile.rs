@@ -4,6 +4,7 @@ use std::marker::PhantomData;
 
 /// A `[rows][cols]` window of a row-major f32 matrix: element `(i, j)` lies `i * stride + j` after the first.
 /// Several threads may each hold a disjoint window of one matrix.
+#[derive(Debug)]
 pub struct OutTile<'a> {
     start: *mut f32,
     stride: usize,
@@ -65,6 +66,13 @@ impl<'a> OutTile<'a> {
     }
 
     /// Row `i`.
+    pub(crate) fn row(&self, i: usize) -> &[f32] {
+        assert!(i < self.rows, "the tile has row {i}");
+        // SAFETY: the row lies in the window, which this tile borrows.
+        unsafe { std::slice::from_raw_parts(self.start.add(i * self.stride), self.cols) }
+    }
+
+    /// Row `i`, writable.
     pub(crate) fn row_mut(&mut self, i: usize) -> &mut [f32] {
         assert!(i < self.rows, "the tile has row {i}");
         // SAFETY: the row lies in the window, which this tile borrows exclusively.

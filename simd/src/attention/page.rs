@@ -1,0 +1,276 @@
+//! One page of attention.
+
+use half::f16;
+
+use super::{MAX_PAGE, Partials};
+use crate::LANES;
+use crate::vector::lanes::{Lane, Simd};
+use crate::vector::math::{exp, exp_one};
+
+/// Keys or values of one page of one key/value head, `[positions][head_dim]`.
+#[derive(Clone, Copy, Debug)]
+pub enum KvBlock<'a> {
+    /// Single precision.
+    F32(&'a [f32]),
+    /// Half precision; widened exactly.
+    F16(&'a [f16]),
+}
+
+/// Query rows and the page they attend to.
+#[derive(Debug)]
+pub struct AttendPage<'a> {
+    /// Query rows `[rows][head_dim]`, already scaled.
+    pub queries: &'a [f32],
+    /// Floats of one head.
+    pub head_dim: usize,
+    /// Keys of the page.
+    pub keys: KvBlock<'a>,
+    /// Values of the page.
+    pub values: KvBlock<'a>,
+    /// Row r sees the first `visible[r]` positions of the page; the others are not read for it. A row that sees none
+    /// stays as it is.
+    pub visible: &'a [usize],
+}
+
+/// Rows that share a pass over the page.
+const ROWS: usize = 4;
+/// Positions scored together.
+const POSITIONS: usize = 4;
+/// Vectors of the accumulator updated together.
+const COLUMNS: usize = 4;
+
+/// A number as stored in a page.
+trait Element: Copy {
+    fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::V;
+    fn load_partial<S: Simd>(s: S, from: &[Self]) -> S::V;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, from: &Lane) -> S::V {
+        s.load(from)
+    }
+
+    #[inline(always)]
+    fn load_partial<S: Simd>(s: S, from: &[f32]) -> S::V {
+        s.load_partial(from)
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, from: &[f16; LANES]) -> S::V {
+        s.load_f16(from)
+    }
+
+    #[inline(always)]
+    fn load_partial<S: Simd>(s: S, from: &[f16]) -> S::V {
+        s.load_f16_partial(from)
+    }
+}
+
+#[inline(always)]
+pub(super) fn attend_page<S: Simd>(s: S, page: AttendPage<'_>, partials: &mut Partials) {
+    let (rows, head_dim) = (page.visible.len(), page.head_dim);
+    assert!(partials.rows() == rows && partials.head_dim() == head_dim, "partials of the rows");
+    assert_eq!(page.queries.len(), rows * head_dim, "one query per row");
+    assert!(page.visible.iter().all(|&visible| visible <= MAX_PAGE), "pages of at most {MAX_PAGE} positions");
+    let mut first = 0;
+    while first < rows {
+        let visible = page.visible[first];
+        let count = page.visible[first..].iter().take(ROWS).take_while(|&&other| other == visible).count();
+        if visible > 0 {
+            match count {
+                1 => attend_rows::<S, 1>(s, &page, partials, first, visible),
+                2 => attend_rows::<S, 2>(s, &page, partials, first, visible),
+                3 => attend_rows::<S, 3>(s, &page, partials, first, visible),
+                _ => attend_rows::<S, ROWS>(s, &page, partials, first, visible),
+            }
+        }
+        first += count;
+    }
+}
+
+/// Rows `first..first + R`, all of which see `visible` positions.
+#[inline(always)]
+fn attend_rows<S: Simd, const R: usize>(
+    s: S,
+    page: &AttendPage<'_>,
+    partials: &mut Partials,
+    first: usize,
+    visible: usize,
+) {
+    let dim = page.head_dim;
+    let queries = &page.queries[first * dim..][..R * dim];
+    let mut weights = [[f32::NEG_INFINITY; MAX_PAGE]; R];
+    match page.keys {
+        KvBlock::F32(keys) => scores(s, queries, &keys[..visible * dim], dim, &mut weights),
+        KvBlock::F16(keys) => scores(s, queries, &keys[..visible * dim], dim, &mut weights),
+    }
+    let mut factors = [0.0; R];
+    for r in 0..R {
+        let (max, sum) = (&mut partials.max[first + r], &mut partials.sum[first + r]);
+        factors[r] = softmax_step(s, &mut weights[r], visible, max, sum);
+    }
+    let acc = &mut partials.acc[first * dim..][..R * dim];
+    match page.values {
+        KvBlock::F32(values) => accumulate(s, &weights, factors, &values[..visible * dim], dim, acc),
+        KvBlock::F16(values) => accumulate(s, &weights, factors, &values[..visible * dim], dim, acc),
+    }
+}
+
+/// Scores of the rows against every given position.
+#[inline(always)]
+fn scores<S: Simd, E: Element, const R: usize>(
+    s: S,
+    queries: &[f32],
+    keys: &[E],
+    dim: usize,
+    out: &mut [[f32; MAX_PAGE]; R],
+) {
+    let positions = keys.len() / dim;
+    let mut first = 0;
+    while first < positions {
+        if first + POSITIONS <= positions {
+            score_block::<S, E, R, POSITIONS>(s, queries, &keys[first * dim..], dim, first, out);
+            first += POSITIONS;
+        } else {
+            score_block::<S, E, R, 1>(s, queries, &keys[first * dim..], dim, first, out);
+            first += 1;
+        }
+    }
+}
+
+#[inline(always)]
+fn score_block<S: Simd, E: Element, const R: usize, const P: usize>(
+    s: S,
+    queries: &[f32],
+    keys: &[E],
+    dim: usize,
+    first: usize,
+    out: &mut [[f32; MAX_PAGE]; R],
+) {
+    let mut sums = [[s.zero(); P]; R];
+    let query_rows: [(&[Lane], &[f32]); R] = std::array::from_fn(|r| queries[r * dim..][..dim].as_chunks());
+    let key_rows: [(&[[E; LANES]], &[E]); P] = std::array::from_fn(|p| keys[p * dim..][..dim].as_chunks());
+    for group in 0..dim / LANES {
+        let mut lanes = [s.zero(); P];
+        for p in 0..P {
+            lanes[p] = E::load(s, &key_rows[p].0[group]);
+        }
+        for r in 0..R {
+            let query = s.load(&query_rows[r].0[group]);
+            for p in 0..P {
+                sums[r][p] = s.fma(query, lanes[p], sums[r][p]);
+            }
+        }
+    }
+    if !dim.is_multiple_of(LANES) {
+        for p in 0..P {
+            let key = E::load_partial(s, key_rows[p].1);
+            for r in 0..R {
+                sums[r][p] = s.fma(s.load_partial(query_rows[r].1), key, sums[r][p]);
+            }
+        }
+    }
+    for r in 0..R {
+        for p in 0..P {
+            out[r][first + p] = s.reduce_add(sums[r][p]);
+        }
+    }
+}
+
+/// Turns the scores of one row into weights and updates its maximum and sum; returns the rescaling factor.
+#[inline(always)]
+fn softmax_step<S: Simd>(
+    s: S,
+    scores: &mut [f32; MAX_PAGE],
+    visible: usize,
+    max: &mut f32,
+    sum: &mut f32,
+) -> f32 {
+    let (groups, _) = scores.as_chunks_mut::<LANES>();
+    let groups = &mut groups[..visible.div_ceil(LANES)];
+    let mut lanes = s.splat(*max);
+    for group in groups.iter() {
+        lanes = s.max(s.load(group), lanes);
+    }
+    let mut largest = [0.0; LANES];
+    s.store(lanes, &mut largest);
+    let new = largest.into_iter().fold(f32::NEG_INFINITY, |max, x| if max < x { x } else { max });
+    let mut page_sum = s.zero();
+    for group in groups {
+        let weight = exp(s, s.sub(s.load(group), s.splat(new)));
+        page_sum = s.add(page_sum, weight);
+        s.store(weight, group);
+    }
+    let factor = exp_one(s, *max - new);
+    *max = new;
+    *sum = sum.mul_add(factor, s.reduce_add(page_sum));
+    factor
+}
+
+/// `acc <- factor acc + sum_j weight_j value_j`.
+#[inline(always)]
+fn accumulate<S: Simd, E: Element, const R: usize>(
+    s: S,
+    weights: &[[f32; MAX_PAGE]; R],
+    factors: [f32; R],
+    values: &[E],
+    dim: usize,
+    acc: &mut [f32],
+) {
+    let mut column = 0;
+    while column + COLUMNS * LANES <= dim {
+        accumulate_columns::<S, E, R, COLUMNS>(s, weights, factors, values, dim, column, acc);
+        column += COLUMNS * LANES;
+    }
+    while column + LANES <= dim {
+        accumulate_columns::<S, E, R, 1>(s, weights, factors, values, dim, column, acc);
+        column += LANES;
+    }
+    if column < dim {
+        for r in 0..R {
+            let acc = &mut acc[r * dim + column..(r + 1) * dim];
+            let mut sum = s.mul(s.load_partial(acc), s.splat(factors[r]));
+            for (j, value) in values.chunks_exact(dim).enumerate() {
+                sum = s.fma(s.splat(weights[r][j]), E::load_partial(s, &value[column..]), sum);
+            }
+            s.store_partial(sum, acc);
+        }
+    }
+}
+
+#[inline(always)]
+fn accumulate_columns<S: Simd, E: Element, const R: usize, const C: usize>(
+    s: S,
+    weights: &[[f32; MAX_PAGE]; R],
+    factors: [f32; R],
+    values: &[E],
+    dim: usize,
+    column: usize,
+    acc: &mut [f32],
+) {
+    let mut sums = [[s.zero(); C]; R];
+    for r in 0..R {
+        let (acc, _) = acc[r * dim + column..][..C * LANES].as_chunks();
+        for c in 0..C {
+            sums[r][c] = s.mul(s.load(&acc[c]), s.splat(factors[r]));
+        }
+    }
+    for (j, value) in values.chunks_exact(dim).enumerate().take(MAX_PAGE) {
+        let (value, _) = value[column..][..C * LANES].as_chunks();
+        for c in 0..C {
+            let lanes = E::load(s, &value[c]);
+            for r in 0..R {
+                sums[r][c] = s.fma(s.splat(weights[r][j]), lanes, sums[r][c]);
+            }
+        }
+    }
+    for r in 0..R {
+        let (acc, _) = acc[r * dim + column..][..C * LANES].as_chunks_mut();
+        for c in 0..C {
+            s.store(sums[r][c], &mut acc[c]);
+        }
+    }
+}

@@ -1,0 +1,458 @@
+use super::*;
+use crate::matmul::OutTile;
+use crate::{Isa, LANES};
+use proptest::prelude::*;
+
+/// Deterministic uniform numbers.
+struct Random(u64);
+
+impl Random {
+    /// In `[0, 1)`.
+    fn unit(&mut self) -> f64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as f64 / (1_u64 << 31) as f64
+    }
+
+    fn vector(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| (2.0 * self.unit() - 1.0) as f32).collect()
+    }
+
+    fn unit_vector(&mut self, len: usize) -> Vec<f32> {
+        let x = self.vector(len);
+        let norm = x.iter().map(|x| x * x).sum::<f32>().sqrt() + 1e-6;
+        x.into_iter().map(|x| x / norm).collect()
+    }
+}
+
+/// How strongly the state decays.
+#[derive(Clone, Copy, Debug)]
+enum Gates {
+    Ordinary,
+    Slow,
+    /// From 0 to -1e4, with forgetting altogether among them.
+    Wild,
+}
+
+impl Gates {
+    fn draw(self, random: &mut Random) -> f32 {
+        match self {
+            Gates::Ordinary => -(random.unit() as f32) * 0.5,
+            Gates::Slow => -(random.unit() as f32) * 1e-3,
+            Gates::Wild => match (random.unit() * 6.0) as u32 {
+                0 => 0.0,
+                1 => -8.0 * random.unit() as f32,
+                2 => -1e4,
+                3 if random.unit() < 0.3 => f32::NEG_INFINITY,
+                _ => -0.1,
+            },
+        }
+    }
+}
+
+/// Tokens of one value head.
+#[derive(Clone)]
+struct Tokens {
+    dk: usize,
+    dv: usize,
+    k: Vec<f32>,
+    q: Vec<f32>,
+    v: Vec<f32>,
+    g: Vec<f32>,
+    beta: Vec<f32>,
+}
+
+impl Tokens {
+    fn random(seed: u64, count: usize, dk: usize, dv: usize, gates: Gates) -> Tokens {
+        let mut random = Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0xABCD);
+        let mut tokens = Tokens { dk, dv, k: vec![], q: vec![], v: vec![], g: vec![], beta: vec![] };
+        for _ in 0..count {
+            tokens.k.extend(random.unit_vector(dk));
+            let scale = (dk as f32).powf(-0.5);
+            tokens.q.extend(random.unit_vector(dk).iter().map(|q| q * scale));
+            tokens.v.extend(random.vector(dv));
+            tokens.g.push(gates.draw(&mut random));
+            tokens.beta.push(random.unit() as f32);
+        }
+        tokens
+    }
+}
+
+/// The plain recurrence, in single or double precision.
+macro_rules! recurrence {
+    ($name:ident, $float:ty) => {
+        /// Advances `state` (`[dk][dv]`) over the tokens of `range`; returns the outputs.
+        fn $name(tokens: &Tokens, range: std::ops::Range<usize>, state: &mut [$float]) -> Vec<$float> {
+            let (dk, dv) = (tokens.dk, tokens.dv);
+            let mut outputs = Vec::new();
+            for t in range {
+                let k = &tokens.k[t * dk..][..dk];
+                let q = &tokens.q[t * dk..][..dk];
+                let alpha = (tokens.g[t] as $float).exp();
+                for v in 0..dv {
+                    let mut m = 0.0;
+                    for i in 0..dk {
+                        state[i * dv + v] *= alpha;
+                        m += state[i * dv + v] * k[i] as $float;
+                    }
+                    let delta = tokens.beta[t] as $float * (tokens.v[t * dv + v] as $float - m);
+                    let mut o = 0.0;
+                    for i in 0..dk {
+                        state[i * dv + v] += k[i] as $float * delta;
+                        o += state[i * dv + v] * q[i] as $float;
+                    }
+                    outputs.push(o);
+                }
+            }
+            outputs
+        }
+    };
+}
+
+recurrence!(recurrence_f64, f64);
+recurrence!(recurrence_f32, f32);
+
+/// A value head under the kernels: state tiles and log. Everything beyond the log is NaN.
+struct Head {
+    kernels: &'static LinearKernels,
+    state: Option<Vec<f32>>,
+    keys: Vec<f32>,
+    deltas: Vec<f32>,
+    g: Vec<f32>,
+    n: usize,
+    dk: usize,
+    dv: usize,
+}
+
+const CAPACITY: usize = 120;
+/// Deltas of another head share the rows.
+const PADDING: usize = 3;
+
+impl Head {
+    fn new(kernels: &'static LinearKernels, dk: usize, dv: usize) -> Head {
+        assert!(dv.is_multiple_of(LANES));
+        Head {
+            kernels,
+            state: None,
+            keys: vec![f32::NAN; CAPACITY * dk],
+            deltas: vec![f32::NAN; CAPACITY * (dv + PADDING)],
+            g: vec![f32::NAN; CAPACITY],
+            n: 0,
+            dk,
+            dv,
+        }
+    }
+
+    /// Outputs of a window; its rows become committed.
+    fn window(&mut self, tokens: &Tokens, range: std::ops::Range<usize>) -> Vec<f32> {
+        let (dk, dv, rows, entries) = (self.dk, self.dv, range.len(), self.n + range.len());
+        let rows_of = |x: &[f32], width: usize| x[range.start * width..range.end * width].to_vec();
+        let (k, q) = (rows_of(&tokens.k, dk), rows_of(&tokens.q, dk));
+        self.keys[self.n * dk..entries * dk].copy_from_slice(&k);
+        self.g[self.n..entries].copy_from_slice(&tokens.g[range.clone()]);
+
+        let mut kk = vec![f32::NAN; rows * entries];
+        let mut kq = kk.clone();
+        self.kernels.key_scores(&self.keys[..entries * dk], &q, dk, &mut kk, &mut kq);
+        let mut panel = vec![f32::NAN; panel_len(rows, dk)];
+        self.kernels.pack_window(&k, &q, dk, &mut panel);
+        let mut base = vec![f32::NAN; rows];
+        let mut coefficients = vec![f32::NAN; panel_len(rows, entries)];
+        self.kernels.head_coefficients(&self.g[..entries], &kk, &kq, &mut base, &mut coefficients);
+        let mut out = vec![f32::NAN; rows * dv];
+        self.kernels.window_tile(WindowTile {
+            state: self.state.as_deref(),
+            dk,
+            keys: &panel,
+            coefficients: &coefficients,
+            base: &base,
+            beta: &tokens.beta[range.clone()],
+            values: &tokens.v[range.start * dv..],
+            value_stride: dv,
+            deltas: OutTile::new(&mut self.deltas, dv + PADDING, entries, dv),
+            out: OutTile::new(&mut out, dv, rows, dv),
+        });
+        self.n = entries;
+        out
+    }
+
+    /// Folds the first `count` entries and moves the others to the front.
+    fn fold(&mut self, count: usize) {
+        let (dk, dv) = (self.dk, self.dv);
+        let mut weights = vec![f32::NAN; count];
+        let base = self.kernels.fold_weights(&self.g[..count], &mut weights);
+        let (source, mut state) = match self.state.take() {
+            None => (FoldSource::Zero, vec![f32::NAN; dk * dv]),
+            Some(state) => (FoldSource::InPlace, state),
+        };
+        self.kernels.fold_tile(FoldTile {
+            source,
+            destination: &mut state,
+            dk,
+            keys: &self.keys,
+            base,
+            weights: &weights,
+            deltas: &self.deltas,
+            delta_stride: dv + PADDING,
+        });
+        self.state = Some(state);
+        let stride = dv + PADDING;
+        self.keys.copy_within(count * dk.., 0);
+        self.deltas.copy_within(count * stride.., 0);
+        self.g.copy_within(count.., 0);
+        self.n -= count;
+    }
+
+    /// Forgets entries from `n` on and poisons them.
+    fn truncate(&mut self, n: usize) {
+        self.n = n;
+        self.keys[n * self.dk..].fill(f32::NAN);
+        self.deltas[n * (self.dv + PADDING)..].fill(f32::NAN);
+        self.g[n..].fill(f32::NAN);
+    }
+
+    /// The state as `[dk][dv]`.
+    fn plain_state(&self) -> Vec<f32> {
+        let state = self.state.as_ref().unwrap();
+        let mut out = vec![0.0; self.dk * self.dv];
+        for k in 0..self.dk {
+            for v in 0..self.dv {
+                out[k * self.dv + v] = state[(v / LANES * self.dk + k) * LANES + v % LANES];
+            }
+        }
+        out
+    }
+}
+
+fn tables() -> Vec<&'static LinearKernels> {
+    Isa::available().into_iter().map(|isa| LinearKernels::for_isa(isa).unwrap()).collect()
+}
+
+fn best() -> &'static LinearKernels {
+    LinearKernels::for_isa(Isa::detect()).unwrap()
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Largest difference relative to the largest value.
+fn error(got: &[f32], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let scale = want.iter().fold(1e-3_f64, |max, x| max.max(x.abs()));
+    got.iter().zip(want).fold(0.0, |max, (&got, &want)| {
+        assert!(got.is_finite());
+        f64::max(max, (got as f64 - want).abs() / scale)
+    })
+}
+
+fn any_gates() -> impl Strategy<Value = Gates> {
+    prop_oneof![Just(Gates::Ordinary), Just(Gates::Slow), Just(Gates::Wild)]
+}
+
+fn any_dk() -> impl Strategy<Value = usize> {
+    prop_oneof![Just(1), Just(5), Just(8), Just(16), Just(24), Just(32), Just(96), Just(128)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Splits, folds and truncations of every kind against the recurrence in double precision.
+    #[test]
+    fn any_schedule_follows_the_recurrence(
+        seed: u64,
+        gates in any_gates(),
+        dk in any_dk(),
+        tiles in 1_usize..6,
+        steps in proptest::collection::vec((1_usize..65, 0_usize..3, 0.0..1.0_f64), 1..7),
+    ) {
+        let total: usize = steps.iter().map(|step| step.0).sum();
+        let tokens = Tokens::random(seed, total, dk, tiles * LANES, gates);
+        let mut head = Head::new(best(), dk, tiles * LANES);
+        let mut state = vec![0.0; dk * tiles * LANES];
+        let (mut position, mut folded) = (0, 0);
+        for (rows, kind, share) in steps {
+            if head.n + rows > 100 {
+                recurrence_f64(&tokens, folded..folded + head.n, &mut state);
+                folded += head.n;
+                head.fold(head.n);
+            }
+            let mut reached = state.clone();
+            recurrence_f64(&tokens, folded..position, &mut reached);
+            let got = head.window(&tokens, position..position + rows);
+            let want = recurrence_f64(&tokens, position..position + rows, &mut reached);
+            prop_assert!(error(&got, &want) < 2e-6, "output {}", error(&got, &want));
+            // Keep all, or accept a part of the window, or fold a part of the log.
+            match kind {
+                0 => position += rows,
+                1 => {
+                    let accepted = (share * rows as f64) as usize;
+                    head.truncate(head.n - rows + accepted);
+                    position += accepted;
+                }
+                _ => {
+                    position += rows;
+                    let count = (share * (head.n + 1) as f64) as usize;
+                    recurrence_f64(&tokens, folded..folded + count, &mut state);
+                    folded += count;
+                    head.fold(count);
+                    head.truncate(head.n);
+                }
+            }
+        }
+        head.fold(head.n);
+        recurrence_f64(&tokens, folded..position, &mut state);
+        prop_assert!(error(&head.plain_state(), &state) < 2e-6, "state {}", error(&head.plain_state(), &state));
+    }
+
+    /// One window has the bits of single steps and of any other division, under every instruction set.
+    #[test]
+    fn windows_have_the_bits_of_single_steps_on_every_instruction_set(
+        seed: u64,
+        gates in any_gates(),
+        dk in any_dk(),
+        tiles in 1_usize..6,
+        (log, rows, split) in (0_usize..41, 1_usize..65).prop_flat_map(|(n, t)| (Just(n), Just(t), 0..t)),
+        zero: bool,
+    ) {
+        let tokens = Tokens::random(seed, 20 + log + rows, dk, tiles * LANES, gates);
+        let start = |kernels| {
+            let mut head = Head::new(kernels, dk, tiles * LANES);
+            if !zero {
+                head.window(&tokens, 0..20);
+                head.fold(20);
+                head.truncate(0);
+            }
+            if log > 0 {
+                head.window(&tokens, 20..20 + log);
+            }
+            head
+        };
+        let scalar = LinearKernels::for_isa(Isa::Scalar).unwrap();
+        let mut head = start(scalar);
+        let want: Vec<f32> = (20 + log..20 + log + rows).flat_map(|t| head.window(&tokens, t..t + 1)).collect();
+        head.fold(log + rows / 2);
+        let (want, state) = (bits(&want), bits(head.state.as_ref().unwrap()));
+        for kernels in tables() {
+            let mut whole = start(kernels);
+            let got = whole.window(&tokens, 20 + log..20 + log + rows);
+            prop_assert_eq!(bits(&got), &want[..]);
+            whole.fold(log + rows / 2);
+            prop_assert_eq!(bits(whole.state.as_ref().unwrap()), &state[..]);
+
+            let mut parts = start(kernels);
+            let mut got = Vec::new();
+            if split > 0 {
+                got.extend(parts.window(&tokens, 20 + log..20 + log + split));
+            }
+            got.extend(parts.window(&tokens, 20 + log + split..20 + log + rows));
+            prop_assert_eq!(bits(&got), &want[..]);
+        }
+    }
+
+    /// Doubling the values doubles outputs and state, bit for bit.
+    #[test]
+    fn outputs_are_linear_in_the_values(seed: u64, dk in any_dk(), rows in 1_usize..65) {
+        let tokens = Tokens::random(seed, rows, dk, 32, Gates::Ordinary);
+        let mut doubled = tokens.clone();
+        doubled.v.iter_mut().for_each(|v| *v *= 2.0);
+        let (mut a, mut b) = (Head::new(best(), dk, 32), Head::new(best(), dk, 32));
+        let out: Vec<f32> = a.window(&tokens, 0..rows).iter().map(|o| o * 2.0).collect();
+        prop_assert_eq!(bits(&out), bits(&b.window(&doubled, 0..rows)));
+        a.fold(rows);
+        b.fold(rows);
+        let state: Vec<f32> = a.plain_state().iter().map(|x| x * 2.0).collect();
+        prop_assert_eq!(bits(&state), bits(&b.plain_state()));
+    }
+}
+
+#[test]
+fn a_token_without_write_or_decay_leaves_the_state() {
+    let mut tokens = Tokens::random(1, 30, 32, 32, Gates::Ordinary);
+    let mut head = Head::new(best(), 32, 32);
+    head.window(&tokens, 0..20);
+    head.fold(20);
+    let before = head.plain_state();
+    for t in 20..30 {
+        tokens.beta[t] = 0.0;
+        tokens.g[t] = 0.0;
+    }
+    head.window(&tokens, 20..30);
+    head.fold(10);
+    assert_eq!(before, head.plain_state());
+}
+
+#[test]
+fn folding_nothing_changes_no_bit_and_folding_elsewhere_equals_folding_in_place() {
+    let tokens = Tokens::random(2, 30, 24, 48, Gates::Ordinary);
+    let mut head = Head::new(best(), 24, 48);
+    head.window(&tokens, 0..20);
+    head.fold(20);
+    let before = head.state.clone().unwrap();
+    head.fold(0);
+    assert_eq!(before, *head.state.as_ref().unwrap());
+
+    head.window(&tokens, 20..30);
+    let mut weights = vec![0.0; 10];
+    let base = best().fold_weights(&head.g[..10], &mut weights);
+    let mut copy = vec![f32::NAN; before.len()];
+    best().fold_tile(FoldTile {
+        source: FoldSource::From(&before),
+        destination: &mut copy,
+        dk: 24,
+        keys: &head.keys,
+        base,
+        weights: &weights,
+        deltas: &head.deltas,
+        delta_stride: 48 + PADDING,
+    });
+    head.fold(10);
+    assert_eq!(copy, head.state.unwrap());
+}
+
+#[test]
+fn a_full_write_of_a_unit_key_is_read_back() {
+    let mut tokens = Tokens::random(3, 12, 128, 16, Gates::Ordinary);
+    tokens.beta[11] = 1.0;
+    tokens.q[11 * 128..].copy_from_slice(&tokens.k[11 * 128..]);
+    let mut head = Head::new(best(), 128, 16);
+    let out = head.window(&tokens, 0..12);
+    let value: Vec<f64> = tokens.v[11 * 16..].iter().map(|&v| v as f64).collect();
+    assert!(error(&out[11 * 16..], &value) < 2e-6);
+}
+
+#[test]
+fn total_forgetting_equals_a_fresh_start() {
+    let mut tokens = Tokens::random(4, 20, 32, 16, Gates::Ordinary);
+    tokens.g[10] = f32::NEG_INFINITY;
+    let mut used = Head::new(best(), 32, 16);
+    used.window(&tokens, 0..5);
+    used.fold(5);
+    used.window(&tokens, 5..10);
+    let mut fresh = Head::new(best(), 32, 16);
+    assert_eq!(used.window(&tokens, 10..20), fresh.window(&tokens, 10..20));
+}
+
+/// 4096 tokens, folded every 16 and in chunks of 64, drift no more than the plain recurrence in single precision.
+#[test]
+fn drift_stays_with_the_plain_recurrence() {
+    let (dk, dv, count) = (64, 16, 4096);
+    for gates in [Gates::Ordinary, Gates::Slow] {
+        let tokens = Tokens::random(5, count, dk, dv, gates);
+        let mut exact = vec![0.0_f64; dk * dv];
+        let mut plain = vec![0.0_f32; dk * dv];
+        recurrence_f64(&tokens, 0..count, &mut exact);
+        recurrence_f32(&tokens, 0..count, &mut plain);
+        let allowed = 3.0 * error(&plain, &exact);
+        for (rows, every) in [(1, 16), (4, 16), (64, 64)] {
+            let mut head = Head::new(best(), dk, dv);
+            for start in (0..count).step_by(rows) {
+                head.window(&tokens, start..start + rows);
+                if head.n >= every {
+                    head.fold(head.n);
+                }
+            }
+            let drift = error(&head.plain_state(), &exact);
+            assert!(drift <= allowed, "{gates:?} {rows}: {drift} against {allowed}");
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Element-wise operations and reductions over slices. A short last group goes through the same vector code,
+//! padded with zeros.
+
+use super::lanes::Simd;
+use super::math;
+
+/// An operation on one vector.
+trait Map: Copy {
+    fn apply<S: Simd>(self, s: S, x: S::V) -> S::V;
+}
+
+/// An operation on two vectors.
+trait Zip: Copy {
+    fn apply<S: Simd>(self, s: S, x: S::V, y: S::V) -> S::V;
+}
+
+#[inline(always)]
+fn map<S: Simd>(s: S, op: impl Map, x: &mut [f32]) {
+    let (groups, tail) = x.as_chunks_mut();
+    for group in groups {
+        s.store(op.apply(s, s.load(group)), group);
+    }
+    if !tail.is_empty() {
+        s.store_partial(op.apply(s, s.load_partial(tail)), tail);
+    }
+}
+
+/// `x <- op(x, y)`.
+#[inline(always)]
+fn zip_assign<S: Simd>(s: S, op: impl Zip, x: &mut [f32], y: &[f32]) {
+    assert_eq!(x.len(), y.len(), "operands of one length");
+    let (x_groups, x_tail) = x.as_chunks_mut();
+    let (y_groups, y_tail) = y.as_chunks();
+    for (x, y) in x_groups.iter_mut().zip(y_groups) {
+        s.store(op.apply(s, s.load(x), s.load(y)), x);
+    }
+    if !x_tail.is_empty() {
+        s.store_partial(op.apply(s, s.load_partial(x_tail), s.load_partial(y_tail)), x_tail);
+    }
+}
+
+/// `out <- op(x, y)`.
+#[inline(always)]
+fn zip_into<S: Simd>(s: S, op: impl Zip, x: &[f32], y: &[f32], out: &mut [f32]) {
+    assert!(x.len() == y.len() && x.len() == out.len(), "operands of one length");
+    let (x_groups, x_tail) = x.as_chunks();
+    let (y_groups, y_tail) = y.as_chunks();
+    let (out_groups, out_tail) = out.as_chunks_mut();
+    for ((x, y), out) in x_groups.iter().zip(y_groups).zip(out_groups) {
+        s.store(op.apply(s, s.load(x), s.load(y)), out);
+    }
+    if !x_tail.is_empty() {
+        s.store_partial(op.apply(s, s.load_partial(x_tail), s.load_partial(y_tail)), out_tail);
+    }
+}
+
+macro_rules! map_op {
+    ($op:ident, $name:ident, $apply:path) => {
+        #[derive(Clone, Copy)]
+        struct $op;
+
+        impl Map for $op {
+            #[inline(always)]
+            fn apply<S: Simd>(self, s: S, x: S::V) -> S::V {
+                $apply(s, x)
+            }
+        }
+
+        #[inline(always)]
+        pub(crate) fn $name<S: Simd>(s: S, x: &mut [f32]) {
+            map(s, $op, x);
+        }
+    };
+}
+
+map_op!(Exp, exp, math::exp);
+map_op!(Sigmoid, sigmoid, math::sigmoid);
+map_op!(Silu, silu, math::silu);
+map_op!(Softplus, softplus, math::softplus);
+
+#[derive(Clone, Copy)]
+struct Scale(f32);
+
+impl Map for Scale {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::V) -> S::V {
+        s.mul(x, s.splat(self.0))
+    }
+}
+
+#[inline(always)]
+pub(crate) fn scale<S: Simd>(s: S, x: &mut [f32], factor: f32) {
+    map(s, Scale(factor), x);
+}
+
+#[derive(Clone, Copy)]
+struct SiluMul;
+
+impl Zip for SiluMul {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, gate: S::V, up: S::V) -> S::V {
+        s.mul(math::silu(s, gate), up)
+    }
+}
+
+#[inline(always)]
+pub(super) fn silu_mul<S: Simd>(s: S, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    zip_into(s, SiluMul, gate, up, out);
+}
+
+#[derive(Clone, Copy)]
+struct MulSigmoid;
+
+impl Zip for MulSigmoid {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::V, gate: S::V) -> S::V {
+        s.mul(x, math::sigmoid(s, gate))
+    }
+}
+
+#[inline(always)]
+pub(super) fn mul_sigmoid<S: Simd>(s: S, x: &mut [f32], gate: &[f32]) {
+    zip_assign(s, MulSigmoid, x, gate);
+}
+
+#[derive(Clone, Copy)]
+struct Add;
+
+impl Zip for Add {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::V, y: S::V) -> S::V {
+        s.add(x, y)
+    }
+}
+
+#[inline(always)]
+pub(super) fn add_assign<S: Simd>(s: S, x: &mut [f32], y: &[f32]) {
+    zip_assign(s, Add, x, y);
+}
+
+#[derive(Clone, Copy)]
+struct AddScaled(f32);
+
+impl Zip for AddScaled {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::V, y: S::V) -> S::V {
+        s.fma(y, s.splat(self.0), x)
+    }
+}
+
+#[inline(always)]
+pub(crate) fn add_scaled<S: Simd>(s: S, x: &mut [f32], y: &[f32], factor: f32) {
+    zip_assign(s, AddScaled(factor), x, y);
+}
+
+#[derive(Clone, Copy)]
+struct SoftplusSum;
+
+impl Zip for SoftplusSum {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::V, y: S::V) -> S::V {
+        math::softplus(s, s.add(x, y))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Mul;
+
+impl Zip for Mul {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::V, y: S::V) -> S::V {
+        s.mul(x, y)
+    }
+}
+
+#[inline(always)]
+pub(super) fn decay_gates<S: Simd>(s: S, a: &[f32], bias: &[f32], rate: &[f32], out: &mut [f32]) {
+    zip_into(s, SoftplusSum, a, bias, out);
+    zip_assign(s, Mul, out, rate);
+}
+
+/// Dot product in the canonical order.
+#[inline(always)]
+pub(crate) fn dot<S: Simd>(s: S, x: &[f32], y: &[f32]) -> f32 {
+    assert_eq!(x.len(), y.len(), "operands of one length");
+    let (x_groups, x_tail) = x.as_chunks();
+    let (y_groups, y_tail) = y.as_chunks();
+    let mut sum = s.zero();
+    for (x, y) in x_groups.iter().zip(y_groups) {
+        sum = s.fma(s.load(x), s.load(y), sum);
+    }
+    if !x_tail.is_empty() {
+        sum = s.fma(s.load_partial(x_tail), s.load_partial(y_tail), sum);
+    }
+    s.reduce_add(sum)
+}
+
+/// The largest value, NaN left out; negative infinity where there is none.
+#[inline(always)]
+fn largest<S: Simd>(s: S, x: &[f32]) -> f32 {
+    let (groups, tail) = x.as_chunks();
+    let mut max = s.splat(f32::NEG_INFINITY);
+    for group in groups {
+        max = s.max(s.load(group), max);
+    }
+    let mut lanes = [0.0; crate::LANES];
+    s.store(max, &mut lanes);
+    lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max })
+}
+
+#[inline(always)]
+pub(super) fn argmax<S: Simd>(s: S, x: &[f32]) -> usize {
+    let max = largest(s, x);
+    x.iter().position(|&x| x == max).unwrap_or(0)
+}
+
+#[inline(always)]
+pub(super) fn softmax<S: Simd>(s: S, x: &mut [f32]) {
+    let max = s.splat(largest(s, x));
+    let mut sum = s.zero();
+    let (groups, tail) = x.as_chunks_mut();
+    for group in groups {
+        let power = math::exp(s, s.sub(s.load(group), max));
+        sum = s.add(sum, power);
+        s.store(power, group);
+    }
+    if !tail.is_empty() {
+        s.store_partial(math::exp(s, s.sub(s.load_partial(tail), max)), tail);
+        sum = s.add(sum, s.load_partial(tail));
+    }
+    divide(s, x, s.reduce_add(sum));
+}
+
+#[derive(Clone, Copy)]
+struct Divide(f32);
+
+impl Map for Divide {
+    #[inline(always)]
+    fn apply<S: Simd>(self, s: S, x: S::V) -> S::V {
+        s.div(x, s.splat(self.0))
+    }
+}
+
+#[inline(always)]
+pub(crate) fn divide<S: Simd>(s: S, x: &mut [f32], divisor: f32) {
+    map(s, Divide(divisor), x);
+}

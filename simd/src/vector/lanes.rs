@@ -1,0 +1,264 @@
+//! The canonical vector of [`LANES`] floats and the token types that carry it.
+//!
+//! A kernel is written once, generic over [`Simd`], as `#[inline(always)]` functions; [`kernel_table`] compiles
+//! it once per instruction set. Every method has one result down to the bit, so kernels that use nothing else
+//! agree between instruction sets by construction.
+
+use half::f16;
+
+use crate::LANES;
+
+/// Memory form of one vector.
+pub(crate) type Lane = [f32; LANES];
+
+/// A proof that the processor has an instruction set, with the vector operations it allows.
+pub(crate) trait Simd: Copy {
+    /// The register form of one vector.
+    type V: Copy;
+    /// Rows of a register block (each row a few accumulators) that fit the register file.
+    const ROW_BLOCK: usize;
+
+    fn splat(self, value: f32) -> Self::V;
+    fn load(self, from: &Lane) -> Self::V;
+    fn store(self, v: Self::V, to: &mut Lane);
+    /// Widens exactly.
+    fn load_f16(self, from: &[f16; LANES]) -> Self::V;
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, rounded once.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Per lane `if a < b { yes } else { no }`; false where either is NaN.
+    fn select_lt(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
+    /// Per lane `if x is NaN { yes } else { no }`.
+    fn select_nan(self, x: Self::V, yes: Self::V, no: Self::V) -> Self::V;
+    /// Adds the integer held in the low bits of `magic` to the exponent fields of `v`.
+    fn add_exponent(self, v: Self::V, magic: Self::V) -> Self::V;
+    /// Pairwise tree: lane i with i+8, then i+4, i+2, i+1.
+    fn reduce_add(self, v: Self::V) -> f32;
+    /// Clears the sign.
+    fn abs(self, v: Self::V) -> Self::V;
+
+    #[inline(always)]
+    fn zero(self) -> Self::V {
+        self.splat(0.0)
+    }
+
+    /// The larger lane; `b` where either is NaN.
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        self.select_lt(b, a, a, b)
+    }
+
+    /// Loads up to [`LANES`] values, the rest zero.
+    #[inline(always)]
+    fn load_partial(self, from: &[f32]) -> Self::V {
+        let mut lanes = [0.0; LANES];
+        lanes[..from.len()].copy_from_slice(from);
+        self.load(&lanes)
+    }
+
+    /// Loads up to [`LANES`] half floats, the rest zero.
+    #[inline(always)]
+    fn load_f16_partial(self, from: &[f16]) -> Self::V {
+        let mut lanes = [f16::ZERO; LANES];
+        lanes[..from.len()].copy_from_slice(from);
+        self.load_f16(&lanes)
+    }
+
+    /// Stores the first `to.len()` lanes.
+    #[inline(always)]
+    fn store_partial(self, v: Self::V, to: &mut [f32]) {
+        let mut lanes = [0.0; LANES];
+        self.store(v, &mut lanes);
+        to.copy_from_slice(&lanes[..to.len()]);
+    }
+}
+
+/// Plain Rust: the oracle, and, compiled for a target whose baseline has vectors and fused multiply-add (64-bit
+/// Arm), a vector path of its own.
+#[derive(Clone, Copy)]
+pub(crate) struct Scalar;
+
+#[inline(always)]
+fn zip(a: Lane, b: Lane, f: impl Fn(f32, f32) -> f32) -> Lane {
+    let mut out = a;
+    for j in 0..LANES {
+        out[j] = f(a[j], b[j]);
+    }
+    out
+}
+
+impl Simd for Scalar {
+    type V = Lane;
+    const ROW_BLOCK: usize = 4;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Lane {
+        [value; LANES]
+    }
+
+    #[inline(always)]
+    fn load(self, from: &Lane) -> Lane {
+        *from
+    }
+
+    #[inline(always)]
+    fn store(self, v: Lane, to: &mut Lane) {
+        *to = v;
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[f16; LANES]) -> Lane {
+        from.map(f16::to_f32)
+    }
+
+    #[inline(always)]
+    fn add(self, a: Lane, b: Lane) -> Lane {
+        zip(a, b, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Lane, b: Lane) -> Lane {
+        zip(a, b, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Lane, b: Lane) -> Lane {
+        zip(a, b, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    fn div(self, a: Lane, b: Lane) -> Lane {
+        zip(a, b, |a, b| a / b)
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Lane, b: Lane, c: Lane) -> Lane {
+        let mut out = c;
+        for j in 0..LANES {
+            out[j] = a[j].mul_add(b[j], c[j]);
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn select_lt(self, a: Lane, b: Lane, yes: Lane, no: Lane) -> Lane {
+        let mut out = no;
+        for j in 0..LANES {
+            out[j] = if a[j] < b[j] { yes[j] } else { no[j] };
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn select_nan(self, x: Lane, yes: Lane, no: Lane) -> Lane {
+        let mut out = no;
+        for j in 0..LANES {
+            out[j] = if x[j].is_nan() { yes[j] } else { no[j] };
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn add_exponent(self, v: Lane, magic: Lane) -> Lane {
+        zip(v, magic, |v, magic| f32::from_bits(v.to_bits().wrapping_add(magic.to_bits() << 23)))
+    }
+
+    #[inline(always)]
+    fn reduce_add(self, v: Lane) -> f32 {
+        let mut v = v;
+        for width in [8, 4, 2, 1] {
+            for j in 0..width {
+                v[j] += v[j + width];
+            }
+        }
+        v[0]
+    }
+
+    #[inline(always)]
+    fn abs(self, v: Lane) -> Lane {
+        v.map(f32::abs)
+    }
+}
+
+/// Declares a table of kernels: for every `fn name(args) = generic` a safe method `name`, backed by one function
+/// pointer per instruction set, each an instance of `generic(token, args)`.
+macro_rules! kernel_table {
+    (
+        $(#[$meta:meta])*
+        pub struct $table:ident {
+            $( $(#[$doc:meta])* fn $op:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $generic:path; )*
+        }
+    ) => {
+        $(#[$meta])*
+        pub struct $table {
+            $( $op: unsafe fn($($ty),*) $(-> $ret)?, )*
+        }
+
+        impl $table {
+            /// The kernels of an instruction-set level; `None` if the processor lacks it.
+            pub fn for_isa(isa: $crate::Isa) -> Option<&'static Self> {
+                if !isa.is_available() {
+                    return None;
+                }
+                #[cfg(target_arch = "x86_64")]
+                match isa {
+                    $crate::Isa::Avx2 | $crate::Isa::AvxVnni => return Some(&AVX2),
+                    $crate::Isa::Avx512 | $crate::Isa::Avx512Vnni => return Some(&AVX512),
+                    _ => {}
+                }
+                Some(&SCALAR)
+            }
+
+            $(
+                $(#[$doc])*
+                #[inline]
+                pub fn $op(&self, $($arg: $ty),*) $(-> $ret)? {
+                    // SAFETY: a table is only reachable through `for_isa`, which checks the processor.
+                    unsafe { (self.$op)($($arg),*) }
+                }
+            )*
+        }
+
+        static SCALAR: $table = $table { $( $op: scalar::$op, )* };
+
+        mod scalar {
+            #[allow(unused_imports)]
+            use super::*;
+            $( pub(super) fn $op($($arg: $ty),*) $(-> $ret)? { $generic($crate::vector::lanes::Scalar, $($arg),*) } )*
+        }
+
+        #[cfg(target_arch = "x86_64")]
+        static AVX2: $table = $table { $( $op: avx2::$op, )* };
+
+        #[cfg(target_arch = "x86_64")]
+        mod avx2 {
+            #[allow(unused_imports)]
+            use super::*;
+            $(
+                #[target_feature(enable = "avx2,fma,f16c")]
+                pub(super) fn $op($($arg: $ty),*) $(-> $ret)? {
+                    $generic($crate::vector::x86::Avx2::new(), $($arg),*)
+                }
+            )*
+        }
+
+        #[cfg(target_arch = "x86_64")]
+        static AVX512: $table = $table { $( $op: avx512::$op, )* };
+
+        #[cfg(target_arch = "x86_64")]
+        mod avx512 {
+            #[allow(unused_imports)]
+            use super::*;
+            $(
+                #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+                pub(super) fn $op($($arg: $ty),*) $(-> $ret)? {
+                    $generic($crate::vector::x86::Avx512::new(), $($arg),*)
+                }
+            )*
+        }
+    };
+}
+pub(crate) use kernel_table;

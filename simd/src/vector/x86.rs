@@ -1,0 +1,254 @@
+//! Tokens of the x86-64 instruction sets.
+
+use std::arch::x86_64::*;
+
+use half::f16;
+
+use super::lanes::{Lane, Simd};
+use crate::LANES;
+
+/// Proof that the processor has AVX2, FMA and F16C.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    /// Only reachable where the features are enabled.
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(crate) fn new() -> Avx2 {
+        Avx2(())
+    }
+}
+
+/// Proof that the processor has AVX-512 F, BW, VL and DQ besides what [`Avx2`] has.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    /// Only reachable where the features are enabled.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+    pub(crate) fn new() -> Avx512 {
+        Avx512(())
+    }
+}
+
+impl Simd for Avx512 {
+    type V = __m512;
+    const ROW_BLOCK: usize = 8;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> __m512 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_set1_ps(value) }
+    }
+
+    #[inline(always)]
+    fn load(self, from: &Lane) -> __m512 {
+        // SAFETY: the token proves AVX-512F; `from` is 16 readable floats.
+        unsafe { _mm512_loadu_ps(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(self, v: __m512, to: &mut Lane) {
+        // SAFETY: the token proves AVX-512F; `to` is 16 writable floats.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), v) }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[f16; LANES]) -> __m512 {
+        // SAFETY: the token proves AVX-512F; `from` is 32 readable bytes.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn select_lt(self, a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes) }
+    }
+
+    #[inline(always)]
+    fn select_nan(self, x: __m512, yes: __m512, no: __m512) -> __m512 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x), no, yes) }
+    }
+
+    #[inline(always)]
+    fn add_exponent(self, v: __m512, magic: __m512) -> __m512 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe {
+            let shifted = _mm512_slli_epi32::<23>(_mm512_castps_si512(magic));
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(v), shifted))
+        }
+    }
+
+    #[inline(always)]
+    fn reduce_add(self, v: __m512) -> f32 {
+        // SAFETY: the token proves AVX-512F and DQ.
+        unsafe { reduce_eight(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
+    }
+
+    #[inline(always)]
+    fn abs(self, v: __m512) -> __m512 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_abs_ps(v) }
+    }
+}
+
+/// Lane i plus i+4, then i+2, then i+1.
+///
+/// # Safety
+/// The processor must have AVX.
+#[inline(always)]
+unsafe fn reduce_eight(v: __m256) -> f32 {
+    // SAFETY: promised by the caller.
+    unsafe {
+        let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
+    }
+}
+
+/// Applies an AVX2 operation to both halves.
+macro_rules! halves {
+    ($($v:ident),+ => $op:expr) => {{
+        let low = { $( let $v = $v.0; )+ $op };
+        let high = { $( let $v = $v.1; )+ $op };
+        Pair(low, high)
+    }};
+}
+
+/// Lanes 0..8 and 8..16.
+#[derive(Clone, Copy)]
+pub(crate) struct Pair(__m256, __m256);
+
+impl Simd for Avx2 {
+    type V = Pair;
+    const ROW_BLOCK: usize = 2;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> Pair {
+        // SAFETY: the token proves AVX.
+        let v = unsafe { _mm256_set1_ps(value) };
+        Pair(v, v)
+    }
+
+    #[inline(always)]
+    fn load(self, from: &Lane) -> Pair {
+        // SAFETY: the token proves AVX; `from` is 16 readable floats.
+        unsafe { Pair(_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from.as_ptr().add(8))) }
+    }
+
+    #[inline(always)]
+    fn store(self, v: Pair, to: &mut Lane) {
+        // SAFETY: the token proves AVX; `to` is 16 writable floats.
+        unsafe {
+            _mm256_storeu_ps(to.as_mut_ptr(), v.0);
+            _mm256_storeu_ps(to.as_mut_ptr().add(8), v.1);
+        }
+    }
+
+    #[inline(always)]
+    fn load_f16(self, from: &[f16; LANES]) -> Pair {
+        // SAFETY: the token proves F16C; `from` is 32 readable bytes.
+        unsafe {
+            let halves: *const __m128i = from.as_ptr().cast();
+            Pair(_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves.add(1))))
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Pair, b: Pair) -> Pair {
+        // SAFETY: the token proves AVX.
+        unsafe { halves!(a, b => _mm256_add_ps(a, b)) }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Pair, b: Pair) -> Pair {
+        // SAFETY: the token proves AVX.
+        unsafe { halves!(a, b => _mm256_sub_ps(a, b)) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Pair, b: Pair) -> Pair {
+        // SAFETY: the token proves AVX.
+        unsafe { halves!(a, b => _mm256_mul_ps(a, b)) }
+    }
+
+    #[inline(always)]
+    fn div(self, a: Pair, b: Pair) -> Pair {
+        // SAFETY: the token proves AVX.
+        unsafe { halves!(a, b => _mm256_div_ps(a, b)) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Pair, b: Pair, c: Pair) -> Pair {
+        // SAFETY: the token proves FMA.
+        unsafe { halves!(a, b, c => _mm256_fmadd_ps(a, b, c)) }
+    }
+
+    #[inline(always)]
+    fn select_lt(self, a: Pair, b: Pair, yes: Pair, no: Pair) -> Pair {
+        // SAFETY: the token proves AVX.
+        unsafe { halves!(a, b, yes, no => _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b))) }
+    }
+
+    #[inline(always)]
+    fn select_nan(self, x: Pair, yes: Pair, no: Pair) -> Pair {
+        // SAFETY: the token proves AVX.
+        unsafe { halves!(x, yes, no => _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_UNORD_Q>(x, x))) }
+    }
+
+    #[inline(always)]
+    fn add_exponent(self, v: Pair, magic: Pair) -> Pair {
+        // SAFETY: the token proves AVX2.
+        unsafe {
+            halves!(v, magic => {
+                let shifted = _mm256_slli_epi32::<23>(_mm256_castps_si256(magic));
+                _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), shifted))
+            })
+        }
+    }
+
+    #[inline(always)]
+    fn reduce_add(self, v: Pair) -> f32 {
+        // SAFETY: the token proves AVX.
+        unsafe { reduce_eight(_mm256_add_ps(v.0, v.1)) }
+    }
+
+    #[inline(always)]
+    fn abs(self, v: Pair) -> Pair {
+        // SAFETY: the token proves AVX.
+        unsafe { halves!(v => _mm256_andnot_ps(_mm256_set1_ps(-0.0), v)) }
+    }
+}
