@@ -1,5 +1,8 @@
 //! Embeddable inference for linear-attention language models.
 
+pub mod backend;
 pub mod file;
+pub mod par;
+pub mod state;
 pub mod text;
 pub mod weights;
