@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod file;
 pub mod par;
+pub mod runner;
 pub mod state;
 pub mod text;
 pub mod weights;

@@ -70,7 +70,13 @@ impl<'a> SharedRows<'a> {
     /// When `values` is shorter than that.
     pub(crate) fn new(values: &'a mut [f32], rows: usize, cols: usize) -> SharedRows<'a> {
         assert!(values.len() >= rows * cols, "{} values are no {rows} x {cols} matrix", values.len());
-        SharedRows { start: values.as_mut_ptr(), rows, cols, claimed: ClaimCheck::new(cols), values: PhantomData }
+        SharedRows {
+            start: values.as_mut_ptr(),
+            rows,
+            cols,
+            claimed: ClaimCheck::new(cols),
+            values: PhantomData,
+        }
     }
 
     /// All rows of some columns. Each column may be taken once; debug builds check it.
@@ -137,7 +143,8 @@ fn physical_big_cores() -> Option<usize> {
         }
         let Some(core) = read(cpu, "topology/core_id") else { continue };
         let package = read(cpu, "topology/physical_package_id").unwrap_or(0);
-        let capacity = read(cpu, "cpu_capacity").or_else(|| read(cpu, "cpufreq/cpuinfo_max_freq")).unwrap_or(0);
+        let capacity =
+            read(cpu, "cpu_capacity").or_else(|| read(cpu, "cpufreq/cpuinfo_max_freq")).unwrap_or(0);
         cores.insert((package, core), capacity);
     }
     let best = *cores.values().max()?;

@@ -88,6 +88,16 @@ pub enum BackendError {
     /// The model has no multi-token-prediction head.
     #[error("the model has no multi-token-prediction head")]
     NoMtp,
+    /// A shape the backend is not made for.
+    #[error("{found} {what} are not supported (at most {max})")]
+    Unsupported {
+        /// What is too many.
+        what: &'static str,
+        /// How many the model has.
+        found: usize,
+        /// How many the backend knows.
+        max: usize,
+    },
     /// A device that cannot be used or was lost.
     #[error("device: {0}")]
     Device(String),
@@ -130,7 +140,8 @@ pub trait Backend: Send {
     ///
     /// # Errors
     /// [`BackendError::NoMtp`] where the model has none, and as for [`Backend::forward`].
-    fn forward_mtp(&mut self, segments: &[MtpSegment<'_>], outputs: &mut Outputs) -> Result<(), BackendError>;
+    fn forward_mtp(&mut self, segments: &[MtpSegment<'_>], outputs: &mut Outputs)
+    -> Result<(), BackendError>;
 
     /// Tells the backend that a sequence has been cut back to `position` (rows after it are dead).
     ///

@@ -32,8 +32,11 @@ impl Arena {
             what,
             reason: "the size overflows".to_owned(),
         })?;
-        let map = MmapMut::map_anon(bytes.max(4))
-            .map_err(|error| AllocationError { bytes, what, reason: error.to_string() })?;
+        let map = MmapMut::map_anon(bytes.max(4)).map_err(|error| AllocationError {
+            bytes,
+            what,
+            reason: error.to_string(),
+        })?;
         #[cfg(target_os = "linux")]
         if let Err(error) = map.advise(memmap2::Advice::HugePage) {
             tracing::debug!(%error, what, "huge pages are not available");

@@ -103,7 +103,10 @@ pub struct PassPlan {
 impl PassPlan {
     /// Entries that durable folds take out of the log.
     pub fn durably_folded(&self) -> usize {
-        self.steps.iter().map(|step| if let Step::Fold { entries, durable: true } = step { *entries } else { 0 }).sum()
+        self.steps
+            .iter()
+            .map(|step| if let Step::Fold { entries, durable: true } = step { *entries } else { 0 })
+            .sum()
     }
 
     /// Log entries after the pass, pending rows included.
@@ -286,13 +289,12 @@ mod tests {
     }
 
     fn policies() -> impl Strategy<Value = FoldPolicy> {
-        (1usize..40, 0usize..40, 0usize..130)
-            .prop_map(|(interval, phase, stateless)| FoldPolicy {
-                interval,
-                phase: phase % interval,
-                stateless,
-                window: 12,
-            })
+        (1usize..40, 0usize..40, 0usize..130).prop_map(|(interval, phase, stateless)| FoldPolicy {
+            interval,
+            phase: phase % interval,
+            stateless,
+            window: 12,
+        })
     }
 
     proptest! {

@@ -19,7 +19,7 @@ const SPAN_PAGES: usize = 8;
 const TOKEN_BLOCK: usize = 16;
 
 /// Most query heads of a key/value head.
-pub(crate) const MAX_GROUP: usize = 64;
+pub(super) const MAX_GROUP: usize = 64;
 
 /// Cosines and sines of the rotary embedding, grown as positions come into use.
 pub(super) struct RotaryTable {
@@ -36,7 +36,8 @@ impl RotaryTable {
     /// cosine and sine of that angle are exact to rounding.
     pub(super) fn new(spec: &AttentionSpec) -> RotaryTable {
         let half = spec.rotary_dim / 2;
-        let frequency = |i: usize| (spec.rope_theta as f64).powf(-((2 * i) as f64) / spec.rotary_dim as f64) as f32;
+        let frequency =
+            |i: usize| (spec.rope_theta as f64).powf(-((2 * i) as f64) / spec.rotary_dim as f64) as f32;
         RotaryTable { frequencies: (0..half).map(frequency).collect(), cos: Vec::new(), sin: Vec::new() }
     }
 

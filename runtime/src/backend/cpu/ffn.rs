@@ -63,9 +63,10 @@ fn glu(
     let up = grown(&mut scratch.up, rows * width);
     project(&kernels.matmul, inputs, [(&weights.gate, gate), (&weights.up, up)]);
     let activated = grown(&mut scratch.activated, rows * width);
-    activated.par_chunks_mut(ELEMENTS).zip(gate.par_chunks(ELEMENTS).zip(up.par_chunks(ELEMENTS))).for_each(
-        |(activated, (gate, up))| kernels.vector.silu_mul(gate, up, activated),
-    );
+    activated
+        .par_chunks_mut(ELEMENTS)
+        .zip(gate.par_chunks(ELEMENTS).zip(up.par_chunks(ELEMENTS)))
+        .for_each(|(activated, (gate, up))| kernels.vector.silu_mul(gate, up, activated));
     scratch.inner.set(&kernels.matmul, activated, rows, width, [&weights.down]);
     project(&kernels.matmul, &scratch.inner, [(&weights.down, out)]);
 }

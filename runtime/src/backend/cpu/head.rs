@@ -9,14 +9,22 @@ use crate::weights::{Matrix, MtpWeights};
 
 impl Context<'_> {
     /// Final norm, and logits of the rows that want them.
-    pub(super) fn head(&self, segments: &[Segment<'_>], rows: usize, scratch: &mut Scratch, outputs: &mut Outputs) {
+    pub(super) fn head(
+        &self,
+        segments: &[Segment<'_>],
+        rows: usize,
+        scratch: &mut Scratch,
+        outputs: &mut Outputs,
+    ) {
         let len = rows * self.spec.hidden;
         let normed = grown(&mut scratch.normed, len);
         self.norm_rows(&scratch.residual[..len], &self.weights.output_norm, normed);
         if outputs.want_hidden {
             outputs.hidden.extend_from_slice(normed);
         }
-        let wanted = segments.iter().map(|segment| (segment.tokens.len(), wanted(segment.logits, segment.tokens.len())));
+        let wanted = segments
+            .iter()
+            .map(|segment| (segment.tokens.len(), wanted(segment.logits, segment.tokens.len())));
         self.logits(&self.weights.output, wanted, scratch, outputs);
     }
 
@@ -85,7 +93,9 @@ impl Context<'_> {
         if outputs.want_hidden {
             outputs.hidden.extend_from_slice(normed);
         }
-        let wanted = segments.iter().map(|segment| (segment.tokens.len(), wanted(segment.logits, segment.tokens.len())));
+        let wanted = segments
+            .iter()
+            .map(|segment| (segment.tokens.len(), wanted(segment.logits, segment.tokens.len())));
         self.logits(&weights.output, wanted, scratch, outputs);
     }
 }

@@ -6,10 +6,10 @@
 use std::sync::Arc;
 
 use millpond_models::LinearSpec;
+use millpond_simd::LANES;
 use millpond_simd::kernels::Kernels;
 use millpond_simd::linear::{FoldSource, FoldTile, WindowTile, panel_len};
 use millpond_simd::vector::RowsMut;
-use millpond_simd::LANES;
 use rayon::prelude::*;
 
 use super::scratch::{Buffer, grown};
@@ -92,7 +92,13 @@ impl Placement {
                 Step::Window { rows } => {
                     let committed = plan.log + row - folded;
                     let scores = placement.scores;
-                    placement.steps.push(Placed::Window { first_entry: folded, committed, row, rows, scores });
+                    placement.steps.push(Placed::Window {
+                        first_entry: folded,
+                        committed,
+                        row,
+                        rows,
+                        scores,
+                    });
                     placement.scores += rows * (committed + rows);
                     row += rows;
                 }
@@ -147,7 +153,8 @@ pub(super) fn mix(
     let log = long_log.as_mut().unwrap_or(&mut memory.logs[index]);
     let pass = Pass { kernels, layout, weights, plan, placement, capacity: log.capacity };
 
-    let ring = Ring { rows: &memory.conv[index], count: memory.conv_rows, channels: layout.spec.conv_channels() };
+    let ring =
+        Ring { rows: &memory.conv[index], count: memory.conv_rows, channels: layout.spec.conv_channels() };
     pass.key_heads(&ring, rows.qkv, log, scratch);
     pass.gates(&rows, scratch);
     pass.value_heads(&ring, rows.qkv, log, scratch);
@@ -240,7 +247,9 @@ impl Pass<'_> {
         let panels = grown(&mut scratch.key_panels, spec.key_heads * panel_len(rows, dk));
         log.keys
             .par_chunks_exact_mut(self.capacity * dk)
-            .zip(queries.par_chunks_exact_mut(rows * dk).zip(panels.par_chunks_exact_mut(panel_len(rows, dk))))
+            .zip(
+                queries.par_chunks_exact_mut(rows * dk).zip(panels.par_chunks_exact_mut(panel_len(rows, dk))),
+            )
             .zip(key_key.par_chunks_exact_mut(scores).zip(key_query.par_chunks_exact_mut(scores)))
             .enumerate()
             .for_each(|(head, ((keys, (queries, panel)), (key_key, key_query)))| {
@@ -254,7 +263,9 @@ impl Pass<'_> {
                     self.kernels.vector.l2_normalize(key, NORMALIZE_EPS, 1.0);
                 }
                 for step in &self.placement.steps {
-                    let Placed::Window { first_entry, committed, row, rows, scores } = *step else { continue };
+                    let Placed::Window { first_entry, committed, row, rows, scores } = *step else {
+                        continue;
+                    };
                     let entries = committed + rows;
                     let block = scores..scores + rows * entries;
                     let queries = &queries[row * dk..(row + rows) * dk];
@@ -309,7 +320,8 @@ impl Pass<'_> {
                             );
                         }
                         Placed::Fold { first_entry, entries, weights, .. } => {
-                            let (each, own) = fold_weights[weights..weights + entries + 1].split_at_mut(entries);
+                            let (each, own) =
+                                fold_weights[weights..weights + entries + 1].split_at_mut(entries);
                             let gates = &gates[first_entry..first_entry + entries];
                             own[0] = self.kernels.linear.fold_weights(gates, each);
                         }
@@ -368,9 +380,10 @@ impl Pass<'_> {
             .zip(preview.par_chunks_exact_mut(preview_len))
             .enumerate();
         let range = self.layout.base_offset..self.layout.base_offset + self.layout.base_len();
-        let run = |group: usize, base: GroupBase<'_>, deltas: &mut [f32], out: &mut [f32], preview: &mut [f32]| {
-            self.group(group, &operands, base, deltas, out, preview);
-        };
+        let run =
+            |group: usize, base: GroupBase<'_>, deltas: &mut [f32], out: &mut [f32], preview: &mut [f32]| {
+                self.group(group, &operands, base, deltas, out, preview);
+            };
         match base {
             Some(base) if self.plan.durably_folded() > 0 => {
                 // Unshared: the backend copied it before the pass where it was not.
@@ -405,7 +418,8 @@ impl Pass<'_> {
         let head = group / self.layout.groups();
         let key_head = self.spec().key_head_of(head);
         let keys = &all.keys[key_head * self.capacity * dk..(key_head + 1) * self.capacity * dk];
-        let key_panels = &all.key_panels[panel_len(key_head * rows, dk)..panel_len((key_head + 1) * rows, dk)];
+        let key_panels =
+            &all.key_panels[panel_len(key_head * rows, dk)..panel_len((key_head + 1) * rows, dk)];
         let coefficients = &all.coefficient_panels[2 * head * self.placement.scores..];
         let values = &all.values[group * rows * lanes..(group + 1) * rows * lanes];
         let folds = &all.folds[head * (self.placement.fold_weights + 1)..];
@@ -434,14 +448,22 @@ impl Pass<'_> {
                 }
                 Placed::Fold { first_entry, entries, weights, durable } => {
                     let (each, own) = folds[weights..weights + entries + 1].split_at(entries);
-                    let source = match state {
-                        GroupState::Zero => FoldSource::Zero,
-                        GroupState::Base if !durable => FoldSource::From(base.values().unwrap_or(&[])),
-                        GroupState::Base | GroupState::Preview => FoldSource::InPlace,
+                    let (source, destination) = match (durable, &mut base) {
+                        (true, GroupBase::Owned(owned)) => match state {
+                            GroupState::Zero => (FoldSource::Zero, &mut **owned),
+                            _ => (FoldSource::InPlace, &mut **owned),
+                        },
+                        (_, base) => match state {
+                            GroupState::Zero => (FoldSource::Zero, &mut *preview),
+                            GroupState::Base => {
+                                (FoldSource::From(base.values().unwrap_or(&[])), &mut *preview)
+                            }
+                            GroupState::Preview => (FoldSource::InPlace, &mut *preview),
+                        },
                     };
                     self.kernels.linear.fold_tile(FoldTile {
                         source,
-                        destination: if durable { base.owned() } else { preview },
+                        destination,
                         dk,
                         keys: &keys[first_entry * dk..(first_entry + entries) * dk],
                         base: own[0],
@@ -474,7 +496,7 @@ impl Pass<'_> {
 const CONV_BLOCK: usize = 256;
 
 /// Taps of the widest convolution the kernels know.
-pub(crate) const MAX_TAPS: usize = 8;
+pub(super) const MAX_TAPS: usize = 8;
 
 /// The state a window reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -497,13 +519,6 @@ impl GroupBase<'_> {
             GroupBase::Zero => None,
             GroupBase::Shared(base) => Some(base),
             GroupBase::Owned(base) => Some(base),
-        }
-    }
-
-    fn owned(&mut self) -> &mut [f32] {
-        match self {
-            GroupBase::Owned(base) => base,
-            _ => unreachable!("plans with durable folds get a writable base"),
         }
     }
 }

@@ -9,7 +9,7 @@ mod scratch;
 
 use std::sync::Arc;
 
-use millpond_models::{AttentionSpec, FfnSpec, LayerSpec, LinearSpec, ModelSpec};
+use millpond_models::{AttentionSpec, Decay, FfnSpec, LayerSpec, LinearSpec, ModelSpec};
 use millpond_simd::kernels::Kernels;
 use millpond_simd::quant::dequantize_row;
 use rayon::prelude::*;
@@ -20,16 +20,14 @@ use crate::state::layout::{MixerSlot, PAGE_POSITIONS, StateLayout};
 use crate::state::memory::{KvType, MemoryUsage, SequenceMemory};
 use crate::state::{PassKind, PassPlan};
 use crate::weights::{
-    AttentionWeights, FfnWeights, LayerWeights, LinearInput, LinearWeights, Matrix, MixerWeights, ModelWeights,
+    AttentionWeights, FfnWeights, LayerWeights, LinearInput, LinearWeights, Matrix, MixerWeights,
+    ModelWeights,
 };
 use attention::{AttentionRows, AttentionScratch, RotaryTable};
 use ffn::FfnScratch;
 use linear::{LinearRows, LinearScratch, Placement};
 use project::{Inputs, project};
 use scratch::{Buffer, grown};
-
-pub(crate) use attention::MAX_GROUP;
-pub(crate) use linear::MAX_TAPS;
 
 /// How the CPU backend is set up.
 #[derive(Clone, Copy, Debug)]
@@ -91,16 +89,20 @@ struct Running<'a> {
 
 impl CpuBackend {
     /// A backend for a model.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] for shapes the kernels do not know.
     pub fn new(
         spec: Arc<ModelSpec>,
         weights: Arc<ModelWeights>,
         kernels: &'static Kernels,
         team: Team,
         options: CpuOptions,
-    ) -> CpuBackend {
+    ) -> Result<CpuBackend, BackendError> {
         let layout = StateLayout::new(&spec);
+        check_shapes(&layout)?;
         let rotary = layout.attention.iter().map(|layer| RotaryTable::new(&layer.spec)).collect();
-        CpuBackend {
+        Ok(CpuBackend {
             spec,
             weights,
             kernels,
@@ -110,7 +112,7 @@ impl CpuBackend {
             rotary,
             sequences: Vec::new(),
             scratch: Scratch::default(),
-        }
+        })
     }
 
     /// Shapes of the sequences' memory.
@@ -184,6 +186,27 @@ impl CpuBackend {
         }
         Ok(())
     }
+}
+
+/// Refuses shapes beyond what the kernels are written for.
+fn check_shapes(layout: &StateLayout) -> Result<(), BackendError> {
+    let unsupported =
+        |what: &'static str, found: usize, max: usize| Err(BackendError::Unsupported { what, found, max });
+    for layer in &layout.linear {
+        if layer.spec.conv_width > linear::MAX_TAPS {
+            return unsupported("taps of the convolution", layer.spec.conv_width, linear::MAX_TAPS);
+        }
+        if layer.spec.decay != Decay::PerHead {
+            return unsupported("decays per head", layer.spec.key_dim, 1);
+        }
+    }
+    for layer in &layout.attention {
+        let group = layer.spec.heads / layer.spec.kv_heads;
+        if group > attention::MAX_GROUP {
+            return unsupported("query heads of a key/value head", group, attention::MAX_GROUP);
+        }
+    }
+    Ok(())
 }
 
 /// Entries the logs of a sequence should have room for during and after a pass.
@@ -260,7 +283,14 @@ impl Backend for CpuBackend {
                     outputs.residuals.push(scratch.residual[..rows * self.spec.hidden].to_vec());
                 }
                 let slot = self.layout.slots[index];
-                context.layer(&self.spec.layers[index], &self.weights.layers[index], slot, &mut running, rows, scratch);
+                context.layer(
+                    &self.spec.layers[index],
+                    &self.weights.layers[index],
+                    slot,
+                    &mut running,
+                    rows,
+                    scratch,
+                );
             }
             context.head(segments, rows, scratch, outputs);
         });
@@ -269,7 +299,11 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn forward_mtp(&mut self, segments: &[MtpSegment<'_>], outputs: &mut Outputs) -> Result<(), BackendError> {
+    fn forward_mtp(
+        &mut self,
+        segments: &[MtpSegment<'_>],
+        outputs: &mut Outputs,
+    ) -> Result<(), BackendError> {
         let (Some(mtp), Some(slot)) = (self.weights.mtp.clone(), self.layout.mtp) else {
             return Err(BackendError::NoMtp);
         };
@@ -363,7 +397,8 @@ impl Context<'_> {
         for (row, token) in tokens.enumerate() {
             let residual = grown(&mut scratch.residual, (row + 1) * hidden);
             let bytes = embedding.row_range(token as usize..token as usize + 1);
-            dequantize_row(embedding.format(), bytes, &mut residual[row * hidden..]);
+            let row = &mut residual[row * hidden..];
+            dequantize_row(embedding.format(), bytes, row).expect("rows of a matrix are whole blocks");
         }
     }
 
@@ -427,11 +462,19 @@ impl Context<'_> {
         scratch: &mut Scratch,
     ) {
         let spec = &self.layout.linear[index].spec;
-        let (channels, inner, heads) = (spec.conv_channels(), spec.value_heads * spec.value_dim, spec.value_heads);
+        let (channels, inner, heads) =
+            (spec.conv_channels(), spec.value_heads * spec.value_dim, spec.value_heads);
         let len = rows * self.spec.hidden;
         self.project_linear(spec, weights, rows, scratch);
-        let Scratch { projections: [qkv, z, beta, alpha, _], mixed, gated, mixed_inputs, added, segments, .. } =
-            scratch;
+        let Scratch {
+            projections: [qkv, z, beta, alpha, _],
+            mixed,
+            gated,
+            mixed_inputs,
+            added,
+            segments,
+            ..
+        } = scratch;
         let mixed = grown(mixed, rows * inner);
         let mut outs = split_rows(mixed, running.iter().map(|r| r.rows), inner);
         running.par_iter_mut().zip(segments.par_iter_mut()).zip(outs.par_iter_mut()).for_each(
@@ -457,7 +500,8 @@ impl Context<'_> {
             },
         );
         let gated = grown(gated, rows * inner);
-        let heads = mixed.par_chunks_exact(spec.value_dim).zip(z[..rows * inner].par_chunks_exact(spec.value_dim));
+        let heads =
+            mixed.par_chunks_exact(spec.value_dim).zip(z[..rows * inner].par_chunks_exact(spec.value_dim));
         gated.par_chunks_exact_mut(spec.value_dim).zip(heads).with_min_len(4).for_each(|(out, (head, z))| {
             self.kernels.vector.gated_rms_norm(head, z, &weights.norm, self.spec.norm_eps, out);
         });
@@ -469,7 +513,8 @@ impl Context<'_> {
     fn project_linear(&self, spec: &LinearSpec, weights: &LinearWeights, rows: usize, scratch: &mut Scratch) {
         let matmul = &self.kernels.matmul;
         let hidden = self.spec.hidden;
-        let (channels, inner, heads) = (spec.conv_channels(), spec.value_heads * spec.value_dim, spec.value_heads);
+        let (channels, inner, heads) =
+            (spec.conv_channels(), spec.value_heads * spec.value_dim, spec.value_heads);
         let Scratch { normed, inputs, projections: [qkv, z, beta, alpha, fused], .. } = scratch;
         let normed = &normed[..rows * hidden];
         let qkv = grown(qkv, rows * channels);
@@ -512,7 +557,9 @@ impl Context<'_> {
         let (hidden, matmul) = (self.spec.hidden, &self.kernels.matmul);
         let q_width = spec.heads * spec.head_dim * if spec.output_gate { 2 } else { 1 };
         let (kv_width, inner) = (spec.kv_heads * spec.head_dim, spec.heads * spec.head_dim);
-        let Scratch { normed, inputs, projections: [q, k, v, ..], mixed, mixed_inputs, added, segments, .. } = scratch;
+        let Scratch {
+            normed, inputs, projections: [q, k, v, ..], mixed, mixed_inputs, added, segments, ..
+        } = scratch;
         let q = grown(q, rows * q_width);
         let k = grown(k, rows * kv_width);
         let v = grown(v, rows * kv_width);
@@ -522,21 +569,23 @@ impl Context<'_> {
         let mut outs = split_rows(mixed, running.iter().map(|r| r.rows), inner);
         let mut keys = split_rows(k, running.iter().map(|r| r.rows), kv_width);
         let units = running.par_iter_mut().zip(segments.par_iter_mut());
-        units.zip(outs.par_iter_mut().zip(keys.par_iter_mut())).for_each(|((sequence, scratch), (out, k))| {
-            let range = |width: usize| sequence.first * width..(sequence.first + sequence.rows) * width;
-            let rows = AttentionRows { q: &q[range(q_width)], k, v: &v[range(kv_width)], out };
-            attention::mix(
-                self.kernels,
-                layout,
-                weights,
-                &self.rotary[index],
-                self.spec.norm_eps,
-                sequence.start,
-                sequence.memory,
-                &mut scratch.attention,
-                rows,
-            );
-        });
+        units.zip(outs.par_iter_mut().zip(keys.par_iter_mut())).for_each(
+            |((sequence, scratch), (out, k))| {
+                let range = |width: usize| sequence.first * width..(sequence.first + sequence.rows) * width;
+                let rows = AttentionRows { q: &q[range(q_width)], k, v: &v[range(kv_width)], out };
+                attention::mix(
+                    self.kernels,
+                    layout,
+                    weights,
+                    &self.rotary[index],
+                    self.spec.norm_eps,
+                    sequence.start,
+                    sequence.memory,
+                    &mut scratch.attention,
+                    rows,
+                );
+            },
+        );
         mixed_inputs.set(matmul, mixed, rows, inner, [&weights.out]);
         project(matmul, mixed_inputs, [(&weights.out, &mut added[..rows * hidden])]);
     }

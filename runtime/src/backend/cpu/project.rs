@@ -66,20 +66,20 @@ impl Inputs {
 pub(super) fn project<const N: usize>(
     kernels: &MatmulKernels,
     inputs: &Inputs,
-    mut jobs: [(&Matrix, &mut [f32]); N],
+    jobs: [(&Matrix, &mut [f32]); N],
 ) {
     let rows = inputs.rows;
-    let outputs = jobs.each_mut().map(|(matrix, out)| SharedRows::new(out, rows, matrix.rows()));
+    let matrices = jobs.each_ref().map(|(matrix, _)| *matrix);
+    let outputs = jobs.map(|(matrix, out)| SharedRows::new(out, rows, matrix.rows()));
     let mut starts = [0; N];
     let mut units = 0;
-    for (start, (matrix, _)) in starts.iter_mut().zip(&jobs) {
+    for (start, matrix) in starts.iter_mut().zip(matrices) {
         *start = units;
         units += matrix.rows().div_ceil(unit_rows(matrix));
     }
-    let jobs = jobs.each_ref().map(|(matrix, _)| *matrix);
     (0..units).into_par_iter().for_each(|unit| {
         let job = starts.iter().rposition(|&start| start <= unit).unwrap_or(0);
-        let matrix = jobs[job];
+        let matrix = matrices[job];
         let first = (unit - starts[job]) * unit_rows(matrix);
         let last = (first + unit_rows(matrix)).min(matrix.rows());
         let tile: OutTile<'_> = outputs[job].columns(first..last);

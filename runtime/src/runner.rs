@@ -1,0 +1,303 @@
+//! Sequences on a backend: plans passes, runs them, moves cursors. No scheduling and no sampling.
+
+use std::sync::Arc;
+
+use millpond_models::ModelSpec;
+
+use crate::backend::{Backend, BackendError, MtpSegment, Outputs, Segment, Slot, WantLogits};
+use crate::state::cursor::{CommitError, PREFILL_CHUNK};
+use crate::state::memory::MemoryUsage;
+use crate::state::{Cursor, FoldPolicy, PassKind, PassPlan, RewindError, StateLayout};
+
+/// How the state of sequences is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BufferOptions {
+    /// Tokens between folds of the log into the base state; 1 is the plain recurrence.
+    pub fold_interval: usize,
+    /// Tokens below which a sequence has no base state; `None` for the length where log and state are of one size.
+    pub stateless_below: Option<usize>,
+    /// Most rows of a window that may be rolled back: one plus the longest draft.
+    pub max_window: usize,
+}
+
+impl Default for BufferOptions {
+    fn default() -> BufferOptions {
+        BufferOptions { fold_interval: 16, stateless_below: None, max_window: 8 }
+    }
+}
+
+/// One sequence: its memory on the backend and its cursor.
+#[derive(Debug)]
+pub struct Sequence {
+    slot: Slot,
+    cursor: Option<Cursor>,
+}
+
+impl Sequence {
+    /// Confirmed tokens.
+    pub fn position(&self) -> usize {
+        self.cursor.as_ref().map_or(0, Cursor::position)
+    }
+
+    /// Rows appended but not confirmed.
+    pub fn pending(&self) -> usize {
+        self.cursor.as_ref().map_or(0, Cursor::pending)
+    }
+
+    /// Where the sequence stands; absent before its first token.
+    pub fn cursor(&self) -> Option<&Cursor> {
+        self.cursor.as_ref()
+    }
+
+    /// Its memory on the backend.
+    pub fn slot(&self) -> Slot {
+        self.slot
+    }
+}
+
+/// Tokens to append to a sequence in a pass.
+#[derive(Debug)]
+pub struct Work<'a> {
+    /// The sequence.
+    pub sequence: &'a mut Sequence,
+    /// At least one token.
+    pub tokens: &'a [u32],
+    /// Whether they are confirmed as they are appended.
+    pub kind: PassKind,
+    /// Rows that want logits.
+    pub logits: WantLogits,
+}
+
+/// What can go wrong in a pass.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The backend could not run it.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// More rows confirmed than were pending.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// A rewind that the log does not reach.
+    #[error(transparent)]
+    Rewind(#[from] RewindError),
+    /// A pass without tokens.
+    #[error("a sequence was given no tokens to append")]
+    NoTokens,
+    /// A sequence longer than the model's context.
+    #[error("{tokens} tokens after {position} exceed the context of {context}")]
+    Context {
+        /// Tokens to append.
+        tokens: usize,
+        /// Tokens there are.
+        position: usize,
+        /// Tokens the model takes.
+        context: usize,
+    },
+}
+
+/// A backend with the rules by which its sequences advance.
+pub struct Runner {
+    backend: Box<dyn Backend>,
+    spec: Arc<ModelSpec>,
+    layout: StateLayout,
+    options: BufferOptions,
+    context: usize,
+    outputs: Outputs,
+}
+
+impl Runner {
+    /// Sequences of `spec` on `backend`, each of at most `context` tokens.
+    pub fn new(backend: Box<dyn Backend>, spec: Arc<ModelSpec>, options: BufferOptions, context: usize) -> Runner {
+        let layout = StateLayout::new(&spec);
+        Runner { backend, spec, layout, options, context, outputs: Outputs::default() }
+    }
+
+    /// The model.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Shapes of the sequences' memory.
+    pub fn layout(&self) -> &StateLayout {
+        &self.layout
+    }
+
+    /// How the state of sequences is kept.
+    pub fn options(&self) -> BufferOptions {
+        self.options
+    }
+
+    /// Most tokens of a sequence.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// The backend.
+    pub fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
+    /// What passes should yield besides logits.
+    pub fn outputs_mut(&mut self) -> &mut Outputs {
+        &mut self.outputs
+    }
+
+    /// What the last pass yielded.
+    pub fn outputs(&self) -> &Outputs {
+        &self.outputs
+    }
+
+    /// A new, empty sequence.
+    ///
+    /// # Errors
+    /// [`RunError::Backend`] when there is no room.
+    pub fn create(&mut self) -> Result<Sequence, RunError> {
+        Ok(Sequence { slot: self.backend.create()?, cursor: None })
+    }
+
+    /// Frees a sequence.
+    pub fn release(&mut self, sequence: Sequence) {
+        self.backend.release(sequence.slot);
+    }
+
+    /// Appends tokens to several sequences in one pass over the weights.
+    ///
+    /// # Errors
+    /// [`RunError`]; unless it comes from a lost device or missing memory, nothing has changed.
+    pub fn step(&mut self, work: &mut [Work<'_>]) -> Result<&Outputs, RunError> {
+        let mut plans = Vec::with_capacity(work.len());
+        for work in work.iter() {
+            plans.push(self.plan(work)?);
+        }
+        let segments: Vec<Segment<'_>> = work
+            .iter()
+            .zip(&plans)
+            .map(|(work, (plan, _))| Segment {
+                slot: work.sequence.slot,
+                tokens: work.tokens,
+                plan,
+                logits: work.logits,
+            })
+            .collect();
+        self.backend.forward(&segments, &mut self.outputs)?;
+        for (work, (plan, mut cursor)) in work.iter_mut().zip(plans) {
+            cursor.advance(&plan);
+            work.sequence.cursor = Some(cursor);
+        }
+        Ok(&self.outputs)
+    }
+
+    fn plan(&self, work: &Work<'_>) -> Result<(PassPlan, Cursor), RunError> {
+        let Some(&first) = work.tokens.first() else { return Err(RunError::NoTokens) };
+        let cursor = work.sequence.cursor.clone().unwrap_or_else(|| Cursor::new(self.policy(first)));
+        let (tokens, position, context) = (work.tokens.len(), cursor.position(), self.context);
+        if tokens > context - position.min(context) {
+            return Err(RunError::Context { tokens, position, context });
+        }
+        Ok((cursor.plan(tokens, work.kind), cursor))
+    }
+
+    /// The fold policy of a sequence that starts with `first`.
+    pub fn policy(&self, first: u32) -> FoldPolicy {
+        let stateless = self.options.stateless_below.unwrap_or_else(|| self.layout.break_even());
+        FoldPolicy::for_sequence(self.options.fold_interval, stateless, self.options.max_window, first)
+    }
+
+    /// Appends a whole prompt, `slice` rows at a time, cut at absolute multiples of the chunk. Logits are those of
+    /// the last slice.
+    ///
+    /// # Errors
+    /// As for [`Runner::step`].
+    pub fn prefill(
+        &mut self,
+        sequence: &mut Sequence,
+        tokens: &[u32],
+        slice: usize,
+        logits: WantLogits,
+    ) -> Result<&Outputs, RunError> {
+        let mut rest = tokens;
+        loop {
+            let take = prefill_slice(sequence.position(), rest.len(), slice);
+            let (now, later) = rest.split_at(take);
+            let last = later.is_empty();
+            let logits = if last { logits } else { WantLogits::None };
+            self.step(&mut [Work { sequence, tokens: now, kind: PassKind::Prefill, logits }])?;
+            if last {
+                return Ok(&self.outputs);
+            }
+            rest = later;
+        }
+    }
+
+    /// Confirms the first `accepted` pending rows of a sequence and drops the others.
+    ///
+    /// # Errors
+    /// [`RunError::Commit`] when fewer are pending.
+    pub fn commit(&mut self, sequence: &mut Sequence, accepted: usize) -> Result<(), RunError> {
+        let Some(cursor) = sequence.cursor.as_mut() else {
+            return Err(CommitError { asked: accepted, pending: 0 }.into());
+        };
+        cursor.commit(accepted)?;
+        self.backend.truncate(sequence.slot, cursor.position())?;
+        Ok(())
+    }
+
+    /// Takes a sequence back to `position`; exact, and free, as far as [`Cursor::oldest`] reaches.
+    ///
+    /// # Errors
+    /// [`RunError::Rewind`] beyond that.
+    pub fn rewind(&mut self, sequence: &mut Sequence, position: usize) -> Result<(), RunError> {
+        let Some(cursor) = sequence.cursor.as_mut() else {
+            let error = RewindError { asked: position, position: 0, oldest: 0 };
+            return if position == 0 { Ok(()) } else { Err(error.into()) };
+        };
+        cursor.rewind(position)?;
+        self.backend.truncate(sequence.slot, position)?;
+        Ok(())
+    }
+
+    /// A copy of a sequence that shares the base state and the attention pages until one of the two writes them.
+    ///
+    /// # Errors
+    /// [`RunError::Backend`] when there is no room.
+    pub fn fork(&mut self, sequence: &Sequence) -> Result<Sequence, RunError> {
+        Ok(Sequence { slot: self.backend.fork(sequence.slot)?, cursor: sequence.cursor.clone() })
+    }
+
+    /// Runs the multi-token-prediction head.
+    ///
+    /// # Errors
+    /// As for [`Backend::forward_mtp`].
+    pub fn step_mtp(&mut self, segments: &[MtpSegment<'_>], outputs: &mut Outputs) -> Result<(), RunError> {
+        Ok(self.backend.forward_mtp(segments, outputs)?)
+    }
+
+    /// Bytes a sequence holds.
+    ///
+    /// # Errors
+    /// [`RunError::Backend`] for a sequence of another runner.
+    pub fn usage(&self, sequence: &Sequence) -> Result<MemoryUsage, RunError> {
+        Ok(self.backend.usage(sequence.slot)?)
+    }
+}
+
+/// Rows of the next slice of a prompt: at most `slice` (at least one chunk), and ending at an absolute multiple of
+/// the chunk unless it ends the prompt.
+pub fn prefill_slice(position: usize, left: usize, slice: usize) -> usize {
+    let end = (position + slice.max(PREFILL_CHUNK)) / PREFILL_CHUNK * PREFILL_CHUNK;
+    left.min(end - position)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_end_at_multiples_of_the_chunk() {
+        assert_eq!(prefill_slice(0, 1000, 512), 512);
+        assert_eq!(prefill_slice(10, 1000, 512), 502);
+        assert_eq!(prefill_slice(10, 1000, 1), 54);
+        assert_eq!(prefill_slice(64, 1000, 64), 64);
+        assert_eq!(prefill_slice(64, 30, 64), 30);
+    }
+}
