@@ -107,7 +107,12 @@ pub struct Runner {
 
 impl Runner {
     /// Sequences of `spec` on `backend`, each of at most `context` tokens.
-    pub fn new(backend: Box<dyn Backend>, spec: Arc<ModelSpec>, options: BufferOptions, context: usize) -> Runner {
+    pub fn new(
+        backend: Box<dyn Backend>,
+        spec: Arc<ModelSpec>,
+        options: BufferOptions,
+        context: usize,
+    ) -> Runner {
         let layout = StateLayout::new(&spec);
         Runner { backend, spec, layout, options, context, outputs: Outputs::default() }
     }

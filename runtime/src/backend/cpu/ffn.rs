@@ -42,7 +42,7 @@ pub(super) fn run(
     match (weights, spec) {
         (FfnWeights::Moe(weights), Some(spec)) => moe(kernels, spec, weights, x, rows, inputs, scratch, out),
         (FfnWeights::Dense(weights), _) => {
-            inputs.set(&kernels.matmul, x, rows, weights.gate.cols(), [&weights.gate, &weights.up]);
+            inputs.set(kernels.matmul, x, rows, weights.gate.cols(), [&weights.gate, &weights.up]);
             glu(kernels, weights, inputs, rows, scratch, out);
         }
         (FfnWeights::Moe(_), None) => unreachable!("weights are loaded to the specification"),
@@ -61,14 +61,14 @@ fn glu(
     let width = weights.gate.rows();
     let gate = grown(&mut scratch.gate, rows * width);
     let up = grown(&mut scratch.up, rows * width);
-    project(&kernels.matmul, inputs, [(&weights.gate, gate), (&weights.up, up)]);
+    project(kernels.matmul, inputs, [(&weights.gate, gate), (&weights.up, up)]);
     let activated = grown(&mut scratch.activated, rows * width);
     activated
         .par_chunks_mut(ELEMENTS)
         .zip(gate.par_chunks(ELEMENTS).zip(up.par_chunks(ELEMENTS)))
         .for_each(|(activated, (gate, up))| kernels.vector.silu_mul(gate, up, activated));
-    scratch.inner.set(&kernels.matmul, activated, rows, width, [&weights.down]);
-    project(&kernels.matmul, &scratch.inner, [(&weights.down, out)]);
+    scratch.inner.set(kernels.matmul, activated, rows, width, [&weights.down]);
+    project(kernels.matmul, &scratch.inner, [(&weights.down, out)]);
 }
 
 /// Values one unit of element-wise work covers.
@@ -99,9 +99,9 @@ fn moe(
     scratch.order = order;
     sum_choices(kernels, spec, hidden, scratch, &mut out[..rows * hidden]);
     if let Some((shared, shared_gate)) = &weights.shared {
-        inputs.set(&kernels.matmul, x, rows, hidden, [&shared.gate, &shared.up, shared_gate]);
+        inputs.set(kernels.matmul, x, rows, hidden, [&shared.gate, &shared.up, shared_gate]);
         let mut gates = std::mem::take(&mut scratch.shared_gate);
-        project(&kernels.matmul, inputs, [(shared_gate, grown(&mut gates, rows))]);
+        project(kernels.matmul, inputs, [(shared_gate, grown(&mut gates, rows))]);
         kernels.vector.sigmoid(&mut gates[..rows]);
         let mut result = std::mem::take(&mut scratch.expert_out);
         glu(kernels, shared, inputs, rows, scratch, grown(&mut result, rows * hidden));
@@ -121,9 +121,9 @@ fn route(
     rows: usize,
     scratch: &mut FfnScratch,
 ) {
-    scratch.router_inputs.set(&kernels.matmul, x, rows, weights.router.cols(), [&weights.router]);
+    scratch.router_inputs.set(kernels.matmul, x, rows, weights.router.cols(), [&weights.router]);
     let scores = grown(&mut scratch.router, rows * spec.experts);
-    project(&kernels.matmul, &scratch.router_inputs, [(&weights.router, scores)]);
+    project(kernels.matmul, &scratch.router_inputs, [(&weights.router, scores)]);
     scratch.choices.clear();
     for scores in scores.chunks_exact_mut(spec.experts) {
         kernels.vector.softmax(scores);
@@ -168,7 +168,7 @@ fn run_expert(
         let row = choice as usize / spec.top_k;
         to.copy_from_slice(&x[row * hidden..(row + 1) * hidden]);
     }
-    inputs.set(&kernels.matmul, values, rows, hidden, [&expert.gate, &expert.up]);
+    inputs.set(kernels.matmul, values, rows, hidden, [&expert.gate, &expert.up]);
     glu(kernels, expert, &inputs, rows, scratch, grown(&mut result, rows * hidden));
     for (&choice, from) in group.iter().zip(result.chunks_exact(hidden)) {
         let at = choice as usize * hidden;

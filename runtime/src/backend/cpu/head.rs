@@ -51,7 +51,7 @@ impl Context<'_> {
             return;
         }
         outputs.logits.resize(count * self.spec.vocab, 0.0);
-        let matmul = &self.kernels.matmul;
+        let matmul = self.kernels.matmul;
         scratch.inputs.set(matmul, &scratch.head[..count * hidden], count, hidden, [output]);
         project(matmul, &scratch.inputs, [(output, &mut outputs.logits)]);
     }
@@ -67,7 +67,7 @@ impl Context<'_> {
         scratch: &mut Scratch,
         outputs: &mut Outputs,
     ) {
-        let (hidden, matmul) = (self.spec.hidden, &self.kernels.matmul);
+        let (hidden, matmul) = (self.spec.hidden, self.kernels.matmul);
         let Some(spec) = &self.spec.mtp else { return };
         let tokens = segments.iter().flat_map(|segment| segment.tokens.iter().copied());
         self.embed(&weights.embedding, tokens, scratch);

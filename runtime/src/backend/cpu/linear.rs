@@ -9,7 +9,7 @@ use millpond_models::LinearSpec;
 use millpond_simd::LANES;
 use millpond_simd::kernels::Kernels;
 use millpond_simd::linear::{FoldSource, FoldTile, WindowTile, panel_len};
-use millpond_simd::vector::RowsMut;
+use millpond_simd::matmul::OutTile;
 use rayon::prelude::*;
 
 use super::scratch::{Buffer, grown};
@@ -333,7 +333,7 @@ impl Pass<'_> {
     /// Beta and log decay of every row, `[rows][value_heads]`: computed here and nowhere else, in f32.
     fn gates(&self, inputs: &LinearRows<'_>, scratch: &mut LinearScratch) {
         let millpond_models::Write::Delta { beta_max } = self.spec().write;
-        let (vector, heads) = (&self.kernels.vector, self.spec().value_heads);
+        let (vector, heads) = (self.kernels.vector, self.spec().value_heads);
         let betas = grown(&mut scratch.beta_rows, inputs.beta.len());
         betas.copy_from_slice(inputs.beta);
         vector.sigmoid(betas);
@@ -442,8 +442,8 @@ impl Pass<'_> {
                         beta: &all.betas[row_range],
                         values: &values[row * lanes..(row + count) * lanes],
                         value_stride: lanes,
-                        deltas: RowsMut::new(&mut deltas[first_entry * lanes..], lanes, entries, lanes),
-                        out: RowsMut::new(&mut out[row * lanes..], lanes, count, lanes),
+                        deltas: OutTile::new(&mut deltas[first_entry * lanes..], lanes, entries, lanes),
+                        out: OutTile::new(&mut out[row * lanes..], lanes, count, lanes),
                     });
                 }
                 Placed::Fold { first_entry, entries, weights, durable } => {

@@ -505,13 +505,13 @@ impl Context<'_> {
         gated.par_chunks_exact_mut(spec.value_dim).zip(heads).with_min_len(4).for_each(|(out, (head, z))| {
             self.kernels.vector.gated_rms_norm(head, z, &weights.norm, self.spec.norm_eps, out);
         });
-        mixed_inputs.set(&self.kernels.matmul, gated, rows, inner, [&weights.out]);
-        project(&self.kernels.matmul, mixed_inputs, [(&weights.out, &mut added[..len])]);
+        mixed_inputs.set(self.kernels.matmul, gated, rows, inner, [&weights.out]);
+        project(self.kernels.matmul, mixed_inputs, [(&weights.out, &mut added[..len])]);
     }
 
     /// Queries, keys and values, gate, beta and alpha of all rows, each part in a buffer of its own.
     fn project_linear(&self, spec: &LinearSpec, weights: &LinearWeights, rows: usize, scratch: &mut Scratch) {
-        let matmul = &self.kernels.matmul;
+        let matmul = self.kernels.matmul;
         let hidden = self.spec.hidden;
         let (channels, inner, heads) =
             (spec.conv_channels(), spec.value_heads * spec.value_dim, spec.value_heads);
@@ -554,7 +554,7 @@ impl Context<'_> {
     ) {
         let layout = &self.layout.attention[index];
         let spec: &AttentionSpec = &layout.spec;
-        let (hidden, matmul) = (self.spec.hidden, &self.kernels.matmul);
+        let (hidden, matmul) = (self.spec.hidden, self.kernels.matmul);
         let q_width = spec.heads * spec.head_dim * if spec.output_gate { 2 } else { 1 };
         let (kv_width, inner) = (spec.kv_heads * spec.head_dim, spec.heads * spec.head_dim);
         let Scratch {
