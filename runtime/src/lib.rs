@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod file;
+pub mod load;
 pub mod par;
 pub mod runner;
 pub mod state;

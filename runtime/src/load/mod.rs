@@ -1,0 +1,170 @@
+//! From a path to a model: specification, weights, and where its tokenizer is.
+
+mod build;
+mod error;
+mod metadata;
+mod open;
+mod store;
+mod tokenizer;
+
+use std::path::{Path, PathBuf};
+
+use millpond_models::names::Names;
+use millpond_models::{ModelSpec, SpecError, registry};
+
+use self::build::Builder;
+use self::open::OpenGguf;
+use self::store::TensorStore;
+use crate::file::mmap::{self, Access};
+use crate::weights::ModelWeights;
+
+pub use error::LoadError;
+pub use tokenizer::{FolderText, GgufText, TokenizerSource};
+
+/// How to load a model.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// How the bytes of the files come into reach.
+    pub access: Access,
+    /// A GGUF file with the multi-token-prediction head of a model that was published without it (`mtp-*.gguf`). It goes
+    /// before a head in the model's own files.
+    pub mtp: Option<PathBuf>,
+}
+
+/// A loaded model.
+#[derive(Clone, Debug)]
+pub struct LoadedModel {
+    /// What it is.
+    pub spec: ModelSpec,
+    /// Its weights: large ones are views into the files.
+    pub weights: ModelWeights,
+    /// Where its tokenizer is.
+    pub tokenizer: TokenizerSource,
+    /// The files it came from.
+    pub files: Vec<FileInfo>,
+    /// `general.name` of a GGUF file, or the name of the folder.
+    pub name: Option<String>,
+}
+
+/// A file a model came from.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct FileInfo {
+    /// Its path.
+    pub path: PathBuf,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// Loads a model from a GGUF file (the first, if there are several) or a Hugging Face folder; a file of that folder will
+/// do as well.
+///
+/// The files must not be shortened while the model is in use, unless they were read into memory
+/// ([`Access::Read`]): what is mapped is read when it is needed.
+///
+/// # Errors
+/// [`LoadError`] naming the file, key or tensor, what was found and what was expected.
+pub fn load_model(path: &Path, options: &LoadOptions) -> Result<LoadedModel, LoadError> {
+    let mut model = match folder_of(path)? {
+        Some(folder) => load_folder(&folder, options.access)?,
+        None => {
+            let opened = open::open_gguf(path, options.access)?;
+            load_gguf(path, &opened)?
+        }
+    };
+    if let Some(mtp) = &options.mtp {
+        attach_mtp(&mut model, mtp, options.access)?;
+    }
+    Ok(model)
+}
+
+/// Loads a GGUF model that is part of the binary.
+///
+/// # Errors
+/// As [`load_model`].
+pub fn load_built_in(bytes: &'static [u8]) -> Result<LoadedModel, LoadError> {
+    let opened = open::open_gguf_bytes(mmap::built_in(bytes))?;
+    load_gguf(Path::new("built-in model"), &opened)
+}
+
+/// The checkpoint folder that a path means; `None` for anything else.
+fn folder_of(path: &Path) -> Result<Option<PathBuf>, LoadError> {
+    let metadata =
+        std::fs::metadata(path).map_err(|source| LoadError::Io { path: path.to_owned(), source })?;
+    if metadata.is_dir() {
+        return match path.join("config.json").exists() {
+            true => Ok(Some(path.to_owned())),
+            false => Err(LoadError::UnknownKind { path: path.to_owned() }),
+        };
+    }
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    match extension {
+        Some("safetensors" | "json") => match path.parent() {
+            Some(folder) if folder.as_os_str().is_empty() => Ok(Some(PathBuf::from("."))),
+            folder => Ok(folder.map(Path::to_owned)),
+        },
+        _ => Ok(None),
+    }
+}
+
+fn load_gguf(path: &Path, opened: &OpenGguf) -> Result<LoadedModel, LoadError> {
+    let OpenGguf { head, store } = opened;
+    let spec = gguf_spec(path, opened)?;
+    let names = Names::Gguf { layers: spec.layers.len() };
+    let weights = Builder { spec: &spec, store, names: &names }.model()?;
+    let tokenizer = TokenizerSource::of_gguf(path, head, spec.vocab)?;
+    let name = head.text("general.name").unwrap_or_default().map(str::to_owned);
+    Ok(LoadedModel { spec, weights, tokenizer, files: file_list(store), name })
+}
+
+fn gguf_spec(path: &Path, opened: &OpenGguf) -> Result<ModelSpec, LoadError> {
+    registry::from_gguf(&opened.head, &|name| opened.store.has(name))
+        .map_err(|source| spec_error(path, source))
+}
+
+fn spec_error(path: &Path, source: SpecError) -> LoadError {
+    LoadError::Spec { path: path.to_owned(), source }
+}
+
+fn load_folder(folder: &Path, access: Access) -> Result<LoadedModel, LoadError> {
+    let opened = open::open_folder(folder, access)?;
+    let has = |name: &str| opened.store.has(name);
+    let spec = registry::from_config(&opened.config, &has)
+        .map_err(|source| spec_error(&opened.config_path, source))?;
+    let names = Names::hugging_face(&has);
+    let weights = Builder { spec: &spec, store: &opened.store, names: &names }.model()?;
+    let tokenizer = TokenizerSource::of_folder(folder, &opened.config, spec.vocab)?;
+    let name = folder.file_name().map(|name| name.to_string_lossy().into_owned());
+    Ok(LoadedModel { spec, weights, tokenizer, files: file_list(&opened.store), name })
+}
+
+/// Takes the multi-token-prediction head from a file of its own.
+fn attach_mtp(model: &mut LoadedModel, path: &Path, access: Access) -> Result<(), LoadError> {
+    let opened = open::open_gguf(path, access)?;
+    let spec = gguf_spec(path, &opened)?;
+    let same: [(&'static str, usize, usize); 3] = [
+        ("embedding_length", spec.hidden, model.spec.hidden),
+        ("vocabulary", spec.vocab, model.spec.vocab),
+        ("block_count", spec.layers.len(), model.spec.layers.len()),
+    ];
+    for (key, found, expected) in same {
+        if found != expected {
+            let (found, expected) = (found.to_string(), expected.to_string());
+            return Err(LoadError::MtpMismatch { path: path.to_owned(), key, found, expected });
+        }
+    }
+    let Some(mtp) = &spec.mtp else { return Err(LoadError::NoMtp { path: path.to_owned() }) };
+    let names = Names::Gguf { layers: spec.layers.len() };
+    let builder = Builder { spec: &spec, store: &opened.store, names: &names };
+    model.weights.mtp = Some(builder.mtp(mtp, &model.weights)?);
+    model.spec.mtp = Some(mtp.clone());
+    model.files.extend(file_list(&opened.store));
+    Ok(())
+}
+
+fn file_list(store: &TensorStore) -> Vec<FileInfo> {
+    let info = |file: &store::OpenFile| FileInfo {
+        path: file.path.clone(),
+        bytes: file.source.bytes().len() as u64,
+    };
+    store.files.iter().map(info).collect()
+}
