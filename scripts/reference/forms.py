@@ -15,7 +15,7 @@ import gguf
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 import transformers
 
 from exact import conditioning
@@ -39,9 +39,13 @@ TEMPLATE = ("{%- for message in messages %}{{- '<|im_start|>' + message.role + '
             "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}")
 
 
-def write_tokenizer(folder, text):
-    """A byte-level BPE of 310 tokens, ten fewer than the models have rows: the rest is padding, as in real releases."""
+def write_tokenizer(folder, text, normalise):
+    """A byte-level BPE of 310 tokens, ten fewer than the models have rows: the rest is padding, as in real releases.
+
+    Real Qwen3.5 tokenizers also bring text to Unicode's composed form (NFC) first; GGUF files lose that."""
     tokenizer = Tokenizer(models.BPE())
+    if normalise:
+        tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(PATTERN), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
@@ -236,7 +240,7 @@ def main(out, tree, heldout):
         write_safetensors(folder, checkpoint_tensors(name, model, head), 3 if "moe" in name else 1)
         with open(f"{folder}/config.json", "w") as file:
             json.dump(released_config(name, model, mtp), file, indent=1)
-        write_tokenizer(folder, text)
+        write_tokenizer(folder, text, normalise=name == "qwen35-plain")
         save_file(expected, f"{folder}/golden.safetensors")
         check_loads(folder, name, expected)
     write_gguf(out, tree)

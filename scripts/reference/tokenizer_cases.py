@@ -1,6 +1,6 @@
 """Write random and adversarial strings with the token ids that the `tokenizers` library gives them.
 
-usage: python tokenizer_cases.py TOKENIZER_JSON OUT.json      (packages: requirements.txt)
+usage: python tokenizer_cases.py TOKENIZER_JSON OUT.json [RANDOM_TEXTS]      (packages: requirements.txt)
 
 OUT.json: {"encode": [{"text": str, "ids": [int]}], "decode": [{"ids": [int], "text": str}]}. Special tokens written
 out in a text are parsed as such, none is added. Decoding keeps special tokens and replaces what is not UTF-8.
@@ -68,12 +68,12 @@ def random_text(rng):
     return "".join(out)
 
 
-def main(tokenizer_json, out):
+def main(tokenizer_json, out, count=2000):
     tokenizer, rng = Tokenizer.from_file(tokenizer_json), np.random.default_rng(17)
-    texts = list(dict.fromkeys(FIXED + [random_text(rng) for _ in range(2000)]))
+    texts = list(dict.fromkeys(FIXED + [random_text(rng) for _ in range(int(count))]))
     encode = [{"text": text, "ids": tokenizer.encode(text, add_special_tokens=False).ids} for text in texts]
     decode = []
-    for _ in range(300):
+    for _ in range(int(count) // 7 + 15):
         ids = [int(i) for i in rng.integers(0, tokenizer.get_vocab_size(), rng.integers(1, 12))]
         if rng.random() < 0.5:  # the byte tokens, so that UTF-8 breaks
             ids = [i % 300 for i in ids]
