@@ -30,12 +30,21 @@ pub struct AttendPage<'a> {
     /// Row r sees the first `visible[r]` positions of the page; the others are not read for it. A row that sees none
     /// stays as it is.
     pub visible: &'a [usize],
+    /// Keys of the page to be visited next, if known: brought into the cache meanwhile.
+    pub next_keys: Option<KvBlock<'a>>,
+}
+
+impl KvBlock<'_> {
+    fn start(&self) -> *const u8 {
+        match self {
+            KvBlock::F32(block) => block.as_ptr().cast(),
+            KvBlock::F16(block) => block.as_ptr().cast(),
+        }
+    }
 }
 
 /// Rows that share a pass over the page.
 const ROWS: usize = 4;
-/// Positions scored together.
-const POSITIONS: usize = 4;
 /// Vectors of the accumulator updated together.
 const COLUMNS: usize = 4;
 
@@ -81,19 +90,19 @@ pub(super) fn attend_page<S: Simd>(s: S, page: AttendPage<'_>, partials: &mut Pa
         let count = page.visible[first..].iter().take(ROWS).take_while(|&&other| other == visible).count();
         if visible > 0 {
             match count {
-                1 => attend_rows::<S, 1>(s, &page, partials, first, visible),
-                2 => attend_rows::<S, 2>(s, &page, partials, first, visible),
-                3 => attend_rows::<S, 3>(s, &page, partials, first, visible),
-                _ => attend_rows::<S, ROWS>(s, &page, partials, first, visible),
+                1 => attend_rows::<S, 1, 16>(s, &page, partials, first, visible),
+                2 => attend_rows::<S, 2, 8>(s, &page, partials, first, visible),
+                3 => attend_rows::<S, 3, 5>(s, &page, partials, first, visible),
+                _ => attend_rows::<S, ROWS, 4>(s, &page, partials, first, visible),
             }
         }
         first += count;
     }
 }
 
-/// Rows `first..first + R`, all of which see `visible` positions.
+/// Rows `first..first + R`, all of which see `visible` positions; `P` positions are scored together.
 #[inline(always)]
-fn attend_rows<S: Simd, const R: usize>(
+fn attend_rows<S: Simd, const R: usize, const P: usize>(
     s: S,
     page: &AttendPage<'_>,
     partials: &mut Partials,
@@ -103,9 +112,15 @@ fn attend_rows<S: Simd, const R: usize>(
     let dim = page.head_dim;
     let queries = &page.queries[first * dim..][..R * dim];
     let mut weights = [[f32::NEG_INFINITY; MAX_PAGE]; R];
+    // The first rows fetch what follows: the values while scoring, the next keys while accumulating.
+    let ahead = (first == 0).then_some(page.values.start());
     match page.keys {
-        KvBlock::F32(keys) => scores(s, queries, &keys[..visible * dim], dim, &mut weights),
-        KvBlock::F16(keys) => scores(s, queries, &keys[..visible * dim], dim, &mut weights),
+        KvBlock::F32(keys) => {
+            scores::<S, f32, R, P>(s, queries, &keys[..visible * dim], dim, ahead, &mut weights)
+        }
+        KvBlock::F16(keys) => {
+            scores::<S, f16, R, P>(s, queries, &keys[..visible * dim], dim, ahead, &mut weights)
+        }
     }
     let mut factors = [0.0; R];
     for r in 0..R {
@@ -113,34 +128,41 @@ fn attend_rows<S: Simd, const R: usize>(
         factors[r] = softmax_step(s, &mut weights[r], visible, max, sum);
     }
     let acc = &mut partials.acc[first * dim..][..R * dim];
+    let ahead = page.next_keys.filter(|_| first == 0).map(|keys| keys.start());
     match page.values {
-        KvBlock::F32(values) => accumulate(s, &weights, factors, &values[..visible * dim], dim, acc),
-        KvBlock::F16(values) => accumulate(s, &weights, factors, &values[..visible * dim], dim, acc),
+        KvBlock::F32(values) => accumulate(s, &weights, factors, &values[..visible * dim], dim, ahead, acc),
+        KvBlock::F16(values) => accumulate(s, &weights, factors, &values[..visible * dim], dim, ahead, acc),
     }
 }
 
 /// Scores of the rows against every given position.
 #[inline(always)]
-fn scores<S: Simd, E: Element, const R: usize>(
+fn scores<S: Simd, E: Element, const R: usize, const P: usize>(
     s: S,
     queries: &[f32],
     keys: &[E],
     dim: usize,
+    ahead: Option<*const u8>,
     out: &mut [[f32; MAX_PAGE]; R],
 ) {
     let positions = keys.len() / dim;
-    let mut first = 0;
-    while first < positions {
-        if first + POSITIONS <= positions {
-            score_block::<S, E, R, POSITIONS>(s, queries, &keys[first * dim..], dim, first, out);
-            first += POSITIONS;
-        } else {
-            score_block::<S, E, R, 1>(s, queries, &keys[first * dim..], dim, first, out);
-            first += 1;
+    for first in (0..positions).step_by(P) {
+        if let Some(ahead) = ahead {
+            fetch(s, ahead, first * dim * size_of::<E>(), P.min(positions - first) * dim * size_of::<E>());
         }
+        score_block::<S, E, R, P>(s, queries, keys, dim, first, out);
     }
 }
 
+/// Asks for `len` bytes from `start + offset`.
+#[inline(always)]
+fn fetch<S: Simd>(s: S, start: *const u8, offset: usize, len: usize) {
+    for line in (0..len).step_by(64) {
+        s.prefetch(start.wrapping_add(offset + line));
+    }
+}
+
+/// Scores of `P` positions from `first`; past the last, the last again, left out.
 #[inline(always)]
 fn score_block<S: Simd, E: Element, const R: usize, const P: usize>(
     s: S,
@@ -150,18 +172,21 @@ fn score_block<S: Simd, E: Element, const R: usize, const P: usize>(
     first: usize,
     out: &mut [[f32; MAX_PAGE]; R],
 ) {
-    let mut sums = [[s.zero(); P]; R];
+    const { assert!(P * R <= LANES) };
+    let positions = keys.len() / dim;
     let query_rows: [(&[Lane], &[f32]); R] = std::array::from_fn(|r| queries[r * dim..][..dim].as_chunks());
-    let key_rows: [(&[[E; LANES]], &[E]); P] = std::array::from_fn(|p| keys[p * dim..][..dim].as_chunks());
+    let key_rows: [(&[[E; LANES]], &[E]); P] =
+        std::array::from_fn(|p| keys[(first + p).min(positions - 1) * dim..][..dim].as_chunks());
+    let mut sums = [s.zero(); LANES];
     for group in 0..dim / LANES {
-        let mut lanes = [s.zero(); P];
-        for p in 0..P {
-            lanes[p] = E::load(s, &key_rows[p].0[group]);
-        }
+        let mut queries = [s.zero(); R];
         for r in 0..R {
-            let query = s.load(&query_rows[r].0[group]);
-            for p in 0..P {
-                sums[r][p] = s.fma(query, lanes[p], sums[r][p]);
+            queries[r] = s.load(&query_rows[r].0[group]);
+        }
+        for p in 0..P {
+            let key = E::load(s, &key_rows[p].0[group]);
+            for r in 0..R {
+                sums[r * P + p] = s.fma(queries[r], key, sums[r * P + p]);
             }
         }
     }
@@ -169,14 +194,15 @@ fn score_block<S: Simd, E: Element, const R: usize, const P: usize>(
         for p in 0..P {
             let key = E::load_partial(s, key_rows[p].1);
             for r in 0..R {
-                sums[r][p] = s.fma(s.load_partial(query_rows[r].1), key, sums[r][p]);
+                sums[r * P + p] = s.fma(s.load_partial(query_rows[r].1), key, sums[r * P + p]);
             }
         }
     }
+    let mut scores = [0.0; LANES];
+    s.store(s.reduce_add_each(sums), &mut scores);
+    let count = P.min(positions - first);
     for r in 0..R {
-        for p in 0..P {
-            out[r][first + p] = s.reduce_add(sums[r][p]);
-        }
+        out[r][first..first + count].copy_from_slice(&scores[r * P..][..count]);
     }
 }
 
@@ -218,15 +244,16 @@ fn accumulate<S: Simd, E: Element, const R: usize>(
     factors: [f32; R],
     values: &[E],
     dim: usize,
+    ahead: Option<*const u8>,
     acc: &mut [f32],
 ) {
     let mut column = 0;
     while column + COLUMNS * LANES <= dim {
-        accumulate_columns::<S, E, R, COLUMNS>(s, weights, factors, values, dim, column, acc);
+        accumulate_columns::<S, E, R, COLUMNS>(s, weights, factors, values, dim, column, ahead, acc);
         column += COLUMNS * LANES;
     }
     while column + LANES <= dim {
-        accumulate_columns::<S, E, R, 1>(s, weights, factors, values, dim, column, acc);
+        accumulate_columns::<S, E, R, 1>(s, weights, factors, values, dim, column, ahead, acc);
         column += LANES;
     }
     if column < dim {
@@ -249,6 +276,7 @@ fn accumulate_columns<S: Simd, E: Element, const R: usize, const C: usize>(
     values: &[E],
     dim: usize,
     column: usize,
+    ahead: Option<*const u8>,
     acc: &mut [f32],
 ) {
     let mut sums = [[s.zero(); C]; R];
@@ -259,6 +287,10 @@ fn accumulate_columns<S: Simd, E: Element, const R: usize, const C: usize>(
         }
     }
     for (j, value) in values.chunks_exact(dim).enumerate().take(MAX_PAGE) {
+        if let Some(ahead) = ahead {
+            let size = size_of::<E>();
+            fetch(s, ahead, (j * dim + column) * size, C * LANES * size);
+        }
         let (value, _) = value[column..][..C * LANES].as_chunks();
         for c in 0..C {
             let lanes = E::load(s, &value[c]);

@@ -90,7 +90,8 @@ impl Case {
                 (KvBlock::F32(&keys[span.clone()]), KvBlock::F32(&values[span]))
             };
             let queries = &self.queries[rows.start * dim..rows.end * dim];
-            let page = AttendPage { queries, head_dim: dim, keys, values, visible: &seen };
+            let next_keys = (index % 2 == 0).then_some(keys);
+            let page = AttendPage { queries, head_dim: dim, keys, values, visible: &seen, next_keys };
             kernels.attend_page(page, &mut partials);
         }
         partials

@@ -1,6 +1,6 @@
 //! Decay weights of a value head.
 
-use super::{MAX_WINDOW, blocks, panel_len};
+use super::{MAX_WINDOW, PANEL_ROWS, blocks, panel_len};
 use crate::LANES;
 use crate::vector::lanes::{Lane, Simd};
 use crate::vector::math::{exp, exp_one};
@@ -21,12 +21,57 @@ pub(super) fn head_coefficients<S: Simd>(
     let log = entries - rows;
     for (first, count) in blocks(rows) {
         let block = &mut panel[2 * first * entries..][..2 * count * entries];
+        if count == PANEL_ROWS {
+            let rows = first * entries..(first + count) * entries;
+            let base = &mut base[first..first + count];
+            block_coefficients(s, g, &kk[rows.clone()], &kq[rows], log + first, base, block);
+            continue;
+        }
         for r in 0..count {
             let t = first + r;
             let (kk, kq) = (&kk[t * entries..][..entries], &kq[t * entries..][..entries]);
             base[t] = row_coefficients(s, &g[..=log + t], kk, kq, block, 2 * count, r);
         }
     }
+}
+
+/// Coefficients of a whole block of rows, lanes being its columns. `own`: entry of the first row.
+#[inline(always)]
+fn block_coefficients<S: Simd>(
+    s: S,
+    g: &[f32],
+    kk: &[f32],
+    kq: &[f32],
+    own: usize,
+    base: &mut [f32],
+    block: &mut [f32],
+) {
+    const { assert!(2 * PANEL_ROWS == LANES) };
+    let entries = g.len();
+    // Entry of each lane's row, and the first entry that its score leaves out.
+    let owns = s.load(&std::array::from_fn(|lane| (own + lane % PANEL_ROWS) as f32));
+    let ends = s.load(&std::array::from_fn(|lane| (own + lane % PANEL_ROWS + lane / PANEL_ROWS) as f32));
+    let (rows, _) = block.as_chunks_mut::<LANES>();
+    let mut sums = s.zero();
+    for first in (0..entries).step_by(LANES).rev() {
+        let count = LANES.min(entries - first);
+        let scores = s.transpose(std::array::from_fn(|lane| {
+            let scores = if lane < PANEL_ROWS { kk } else { kq };
+            let row = &scores[lane % PANEL_ROWS * entries + first..][..count];
+            row.first_chunk().map_or_else(|| s.load_partial(row), |row| s.load(row))
+        }));
+        for j in (0..count).rev() {
+            let i = first + j;
+            let index = s.splat(i as f32);
+            let decay = s.splat(g.get(i + 1).copied().unwrap_or(0.0));
+            sums = s.add(sums, s.select_lt(index, owns, decay, s.zero()));
+            let score = s.select_lt(index, ends, scores[j], s.zero());
+            s.store(s.mul(exp(s, sums), score), &mut rows[i]);
+        }
+    }
+    let mut lanes = [0.0; LANES];
+    s.store(exp(s, s.add(sums, s.splat(g[0]))), &mut lanes);
+    base.copy_from_slice(&lanes[..PANEL_ROWS]);
 }
 
 /// Coefficients of one row, `g.len() - 1` being its own entry, to columns `r` and `stride / 2 + r` of its block.

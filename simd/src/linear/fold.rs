@@ -69,10 +69,11 @@ fn fold_rows<S: Simd, const R: usize>(s: S, args: &mut FoldTile<'_>, tile: usize
         FoldSource::From(source) => Some(&source[range.clone()]),
     };
     if let Some(source) = source {
-        let (source, _) = source.as_chunks();
+        let (source, _) = source.as_chunks::<LANES>();
         let base = s.splat(args.base);
         for r in 0..R {
             sums[r] = s.mul(base, s.load(&source[r]));
+            s.prefetch(source.as_ptr().wrapping_add(args.dk + r));
         }
     }
     for (i, &weight) in args.weights.iter().enumerate() {

@@ -145,6 +145,10 @@ fn state_sums<S: Simd, const R: usize, const N: usize>(
         let mut lanes = [s.zero(); N];
         for n in 0..N {
             lanes[n] = s.load(&tiles[n][k]);
+            if first == 0 {
+                // The tiles to come, also those of the next head, which usually follows.
+                s.prefetch(tiles[n].as_ptr().wrapping_add(N * dk + k));
+            }
         }
         sums.add(s, row, lanes);
     }

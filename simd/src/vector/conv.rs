@@ -23,7 +23,22 @@ pub(super) fn conv_silu<S: Simd>(s: S, inputs: &[&[f32]], weight: &[f32], out: &
     assert!((1..=MAX_WIDTH).contains(&width), "1 to {MAX_WIDTH} taps");
     assert!(inputs.iter().all(|row| row.len() == channels), "input rows of one length");
     assert_eq!(weight.len(), channels * width, "one weight per channel and tap");
-    for first in (0..channels).step_by(LANES) {
+    let mut first = 0;
+    if let [a, b, c, d] = *inputs {
+        // The usual width: whole vectors of channels.
+        let rows = [a, b, c, d].map(|row| row.as_chunks::<LANES>().0);
+        let (groups, _) = out.as_chunks_mut::<LANES>();
+        for (group, (out, weight)) in groups.iter_mut().zip(weight.as_chunks().0).enumerate() {
+            let taps = s.deinterleave(weight);
+            let mut sum = s.zero();
+            for tap in 0..4 {
+                sum = s.fma(taps[tap], s.load(&rows[tap][group]), sum);
+            }
+            s.store(math::silu(s, sum), out);
+        }
+        first = channels / LANES * LANES;
+    }
+    for first in (first..channels).step_by(LANES) {
         let last = channels.min(first + LANES);
         let weight = &weight[first * width..last * width];
         let mut sum = s.zero();

@@ -195,6 +195,44 @@ pub(crate) fn dot<S: Simd>(s: S, x: &[f32], y: &[f32]) -> f32 {
     s.reduce_add(sum)
 }
 
+/// Dot products of `A` with `B` vectors, `A * B = 16`: lane `b * A + a` is `a . b` in the canonical order.
+#[inline(always)]
+pub(crate) fn dots<S: Simd, const A: usize, const B: usize>(
+    s: S,
+    a: [&[f32]; A],
+    b: [&[f32]; B],
+) -> [f32; crate::LANES] {
+    const { assert!(A * B == crate::LANES) };
+    let len = a[0].len();
+    assert!(a.iter().chain(&b).all(|x| x.len() == len), "operands of one length");
+    let a = a.map(|x| x.as_chunks());
+    let b = b.map(|x| x.as_chunks());
+    let mut sums = [s.zero(); crate::LANES];
+    for group in 0..len / crate::LANES {
+        let mut lanes = [s.zero(); A];
+        for i in 0..A {
+            lanes[i] = s.load(&a[i].0[group]);
+        }
+        for j in 0..B {
+            let other = s.load(&b[j].0[group]);
+            for i in 0..A {
+                sums[j * A + i] = s.fma(lanes[i], other, sums[j * A + i]);
+            }
+        }
+    }
+    if !len.is_multiple_of(crate::LANES) {
+        for j in 0..B {
+            let other = s.load_partial(b[j].1);
+            for i in 0..A {
+                sums[j * A + i] = s.fma(s.load_partial(a[i].1), other, sums[j * A + i]);
+            }
+        }
+    }
+    let mut out = [0.0; crate::LANES];
+    s.store(s.reduce_add_each(sums), &mut out);
+    out
+}
+
 /// The largest value, NaN left out; negative infinity where there is none.
 #[inline(always)]
 fn largest<S: Simd>(s: S, x: &[f32]) -> f32 {

@@ -74,6 +74,54 @@ pub(crate) trait Simd: Copy {
         self.store(v, &mut lanes);
         to.copy_from_slice(&lanes[..to.len()]);
     }
+
+    /// Asks for the cache line at an address, which need not be readable, soon to be read.
+    #[inline(always)]
+    fn prefetch<T>(self, at: *const T) {
+        let _ = at;
+    }
+
+    /// Lane l of result j is `from[4 l + j]`.
+    #[inline(always)]
+    fn deinterleave(self, from: &[f32; 4 * LANES]) -> [Self::V; 4] {
+        let mut out = [self.zero(); 4];
+        for (j, out) in out.iter_mut().enumerate() {
+            let mut lanes = [0.0; LANES];
+            for (lane, values) in lanes.iter_mut().zip(from.as_chunks::<4>().0) {
+                *lane = values[j];
+            }
+            *out = self.load(&lanes);
+        }
+        out
+    }
+
+    /// Lane j of the result is `reduce_add(v[j])`.
+    #[inline(always)]
+    fn reduce_add_each(self, v: [Self::V; LANES]) -> Self::V {
+        let mut sums = [0.0; LANES];
+        for j in 0..LANES {
+            sums[j] = self.reduce_add(v[j]);
+        }
+        self.load(&sums)
+    }
+
+    /// Transposes a square of 16 x 16 values.
+    #[inline(always)]
+    fn transpose(self, v: [Self::V; LANES]) -> [Self::V; LANES] {
+        let mut rows = [[0.0; LANES]; LANES];
+        for (row, v) in rows.iter_mut().zip(v) {
+            self.store(v, row);
+        }
+        let mut out = v;
+        for (j, out) in out.iter_mut().enumerate() {
+            let mut column = [0.0; LANES];
+            for (value, row) in column.iter_mut().zip(&rows) {
+                *value = row[j];
+            }
+            *out = self.load(&column);
+        }
+        out
+    }
 }
 
 /// Plain Rust: the oracle, and, compiled for a target whose baseline has vectors and fused multiply-add (64-bit

@@ -123,6 +123,116 @@ impl Simd for Avx512 {
         // SAFETY: the token proves AVX-512F.
         unsafe { _mm512_abs_ps(v) }
     }
+
+    #[inline(always)]
+    fn prefetch<T>(self, at: *const T) {
+        prefetch(at);
+    }
+
+    #[inline(always)]
+    fn deinterleave(self, from: &[f32; 4 * LANES]) -> [__m512; 4] {
+        let (groups, _) = from.as_chunks();
+        let v: [__m512; 4] = std::array::from_fn(|j| self.load(&groups[j]));
+        // SAFETY: the token proves AVX-512F.
+        unsafe {
+            // Two outputs of eight channels each: the first in the low half.
+            let first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+            let second = _mm512_add_epi32(first, _mm512_set1_epi32(2));
+            let low = [_mm512_permutex2var_ps(v[0], first, v[1]), _mm512_permutex2var_ps(v[0], second, v[1])];
+            let high =
+                [_mm512_permutex2var_ps(v[2], first, v[3]), _mm512_permutex2var_ps(v[2], second, v[3])];
+            [
+                _mm512_shuffle_f32x4::<0b01_00_01_00>(low[0], high[0]),
+                _mm512_shuffle_f32x4::<0b11_10_11_10>(low[0], high[0]),
+                _mm512_shuffle_f32x4::<0b01_00_01_00>(low[1], high[1]),
+                _mm512_shuffle_f32x4::<0b11_10_11_10>(low[1], high[1]),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn reduce_add_each(self, v: [__m512; LANES]) -> __m512 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe {
+            // Each step adds the halves of what is left of two vectors and packs the sums into one. The last
+            // leaves vector 4 p + j in lane 4 j + p, so the vectors enter transposed.
+            let mut eight = [v[0]; 8];
+            for j in 0..8 {
+                let (a, b) = (v[transposed(2 * j)], v[transposed(2 * j + 1)]);
+                eight[j] = _mm512_add_ps(
+                    _mm512_shuffle_f32x4::<0b01_00_01_00>(a, b),
+                    _mm512_shuffle_f32x4::<0b11_10_11_10>(a, b),
+                );
+            }
+            let mut four = [v[0]; 4];
+            for j in 0..4 {
+                let (a, b) = (eight[2 * j], eight[2 * j + 1]);
+                four[j] = _mm512_add_ps(
+                    _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
+                    _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b),
+                );
+            }
+            let mut two = [v[0]; 2];
+            for j in 0..2 {
+                let (a, b) = (_mm512_castps_pd(four[2 * j]), _mm512_castps_pd(four[2 * j + 1]));
+                two[j] = _mm512_add_ps(
+                    _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                    _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)),
+                );
+            }
+            _mm512_add_ps(
+                _mm512_shuffle_ps::<0b10_00_10_00>(two[0], two[1]),
+                _mm512_shuffle_ps::<0b11_01_11_01>(two[0], two[1]),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn transpose(self, v: [__m512; LANES]) -> [__m512; LANES] {
+        // SAFETY: the token proves AVX-512F.
+        unsafe {
+            // Squares of 4 x 4 inside the 128-bit lanes, then the lanes themselves as a square of 4 x 4.
+            let mut squares = v;
+            for j in [0, 4, 8, 12] {
+                let low = [_mm512_unpacklo_ps(v[j], v[j + 1]), _mm512_unpacklo_ps(v[j + 2], v[j + 3])];
+                let high = [_mm512_unpackhi_ps(v[j], v[j + 1]), _mm512_unpackhi_ps(v[j + 2], v[j + 3])];
+                let [low, high] = [low, high].map(|pair| pair.map(|half| _mm512_castps_pd(half)));
+                squares[j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low[0], low[1]));
+                squares[j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low[0], low[1]));
+                squares[j + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high[0], high[1]));
+                squares[j + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high[0], high[1]));
+            }
+            let mut out = v;
+            for j in 0..4 {
+                let [a, b, c, d] = [squares[j], squares[j + 4], squares[j + 8], squares[j + 12]];
+                let even = [
+                    _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b),
+                    _mm512_shuffle_f32x4::<0b10_00_10_00>(c, d),
+                ];
+                let odd = [
+                    _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b),
+                    _mm512_shuffle_f32x4::<0b11_01_11_01>(c, d),
+                ];
+                out[j] = _mm512_shuffle_f32x4::<0b10_00_10_00>(even[0], even[1]);
+                out[j + 4] = _mm512_shuffle_f32x4::<0b10_00_10_00>(odd[0], odd[1]);
+                out[j + 8] = _mm512_shuffle_f32x4::<0b11_01_11_01>(even[0], even[1]);
+                out[j + 12] = _mm512_shuffle_f32x4::<0b11_01_11_01>(odd[0], odd[1]);
+            }
+            out
+        }
+    }
+}
+
+/// The place of element `i` in the transpose of a square of 4 x 4.
+const fn transposed(i: usize) -> usize {
+    i % 4 * 4 + i / 4
+}
+
+/// Asks for a cache line soon to be read; any address will do.
+#[inline(always)]
+fn prefetch<T>(at: *const T) {
+    // SAFETY: a prefetch reads nothing the program can see and faults on no address; SSE is baseline.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
 }
 
 /// Lane i plus i+4, then i+2, then i+1.
@@ -250,5 +360,47 @@ impl Simd for Avx2 {
     fn abs(self, v: Pair) -> Pair {
         // SAFETY: the token proves AVX.
         unsafe { halves!(v => _mm256_andnot_ps(_mm256_set1_ps(-0.0), v)) }
+    }
+
+    #[inline(always)]
+    fn prefetch<T>(self, at: *const T) {
+        prefetch(at);
+    }
+
+    #[inline(always)]
+    fn reduce_add_each(self, v: [Pair; LANES]) -> Pair {
+        // SAFETY: the token proves AVX.
+        unsafe {
+            let halves = |first: usize| -> __m256 {
+                // Vectors 0, 2, 4, 6 of eight end in the low lane.
+                const ORDER: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
+                let mut eight = [v[0].0; 8];
+                for j in 0..8 {
+                    let v = v[first + ORDER[j]];
+                    eight[j] = _mm256_add_ps(v.0, v.1);
+                }
+                let mut four = [v[0].0; 4];
+                for j in 0..4 {
+                    let (a, b) = (eight[2 * j], eight[2 * j + 1]);
+                    four[j] = _mm256_add_ps(
+                        _mm256_permute2f128_ps::<0x20>(a, b),
+                        _mm256_permute2f128_ps::<0x31>(a, b),
+                    );
+                }
+                let mut two = [v[0].0; 2];
+                for j in 0..2 {
+                    let (a, b) = (_mm256_castps_pd(four[2 * j]), _mm256_castps_pd(four[2 * j + 1]));
+                    two[j] = _mm256_add_ps(
+                        _mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
+                        _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)),
+                    );
+                }
+                _mm256_add_ps(
+                    _mm256_shuffle_ps::<0b10_00_10_00>(two[0], two[1]),
+                    _mm256_shuffle_ps::<0b11_01_11_01>(two[0], two[1]),
+                )
+            };
+            Pair(halves(0), halves(8))
+        }
     }
 }
