@@ -39,6 +39,24 @@ pub enum MixerSpec {
     Attention(AttentionSpec),
 }
 
+impl MixerSpec {
+    /// The linear mixer, if it is one.
+    pub fn as_linear(&self) -> Option<&LinearSpec> {
+        match self {
+            MixerSpec::Linear(linear) => Some(linear),
+            MixerSpec::Attention(_) => None,
+        }
+    }
+
+    /// The softmax-attention mixer, if it is one.
+    pub fn as_attention(&self) -> Option<&AttentionSpec> {
+        match self {
+            MixerSpec::Linear(_) => None,
+            MixerSpec::Attention(attention) => Some(attention),
+        }
+    }
+}
+
 /// A linear-attention mixer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LinearSpec {
@@ -147,6 +165,16 @@ pub enum FfnSpec {
     },
     /// A mixture of such feed-forwards.
     Moe(MoeSpec),
+}
+
+impl FfnSpec {
+    /// The mixture of experts, if it is one.
+    pub fn as_moe(&self) -> Option<&MoeSpec> {
+        match self {
+            FfnSpec::Dense { .. } => None,
+            FfnSpec::Moe(moe) => Some(moe),
+        }
+    }
 }
 
 /// A mixture of experts.

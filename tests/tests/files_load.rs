@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use millpond::file::mmap::Access;
-use millpond::load::{LoadError, LoadOptions, LoadedModel, TokenizerSource, load_built_in, load_model};
+use millpond::load::{
+    LoadError, LoadOptions, LoadedModel, TokenizerSource, inspect, load_built_in, load_model,
+};
 use millpond::weights::{FfnWeights, LayerWeights, LinearInput, LinearWeights, Matrix, MixerWeights};
 use millpond_models::{AttentionSpec, FfnSpec, HeadMap, LinearSpec, MixerSpec, MoeSpec};
 use millpond_simd::quant::{QFormat, dequantize_row};
@@ -18,22 +20,11 @@ fn load(path: &str) -> LoadedModel {
 }
 
 fn linear_spec(model: &LoadedModel) -> &LinearSpec {
-    let find = |mixer: &'_ MixerSpec| matches!(mixer, MixerSpec::Linear(_));
-    match &model.spec.layers.iter().find(|layer| find(&layer.mixer)).unwrap().mixer {
-        MixerSpec::Linear(linear) => linear,
-        MixerSpec::Attention(_) => unreachable!(),
-    }
+    model.spec.layers.iter().find_map(|layer| layer.mixer.as_linear()).unwrap()
 }
 
 fn attention_spec(model: &LoadedModel) -> &AttentionSpec {
-    let mixers = model.spec.layers.iter().map(|layer| &layer.mixer);
-    mixers
-        .filter_map(|mixer| match mixer {
-            MixerSpec::Attention(attention) => Some(attention),
-            MixerSpec::Linear(_) => None,
-        })
-        .next()
-        .unwrap()
+    model.spec.layers.iter().find_map(|layer| layer.mixer.as_attention()).unwrap()
 }
 
 /// `L` for each linear layer, `A` for each attention layer.
@@ -51,7 +42,7 @@ fn values(matrix: &Matrix) -> Vec<f32> {
     out
 }
 
-/// Rows of value heads from tiled order to grouped order, where each head has `width` rows of `cols` values.
+/// Value heads of `row` values each, from tiled order to grouped order.
 fn grouped(tiled: &[f32], linear: &LinearSpec, row: usize) -> Vec<f32> {
     let (keys, share) = (linear.key_heads, linear.value_heads / linear.key_heads);
     let head = |key: usize, i: usize| &tiled[(i * keys + key) * row..(i * keys + key + 1) * row];
@@ -270,4 +261,38 @@ fn the_built_in_model_loads() {
     assert_eq!(text.vocabulary.tokens.len(), model.spec.vocab);
     assert_eq!((text.vocabulary.eos, text.vocabulary.pad), (Some(2), Some(0)));
     assert!(text.chat_template.as_ref().is_some_and(|template| template.contains("<|im_start|>")));
+}
+
+#[test]
+fn inspection_tells_what_running_needs() {
+    let seen = inspect(&data("../../server/assets/delta-48m-Q4_K_M.gguf")).unwrap();
+    assert_eq!((seen.format.as_str(), seen.architecture.as_deref()), ("GGUF version 3", Some("qwen35")));
+    assert_eq!(seen.problem, None);
+    let model = seen.model.unwrap();
+    assert_eq!((model.layers, model.linear_layers, model.attention_layers), (12, 9, 3));
+    assert_eq!(model.linear_heads, Some([2, 4, 128, 128]));
+    assert_eq!(model.attention_heads, Some([4, 1, 128]));
+    // Nine layers of four heads of 128 x 128 in f32; a key of 2 heads, a delta and a gate of 4 for each token.
+    assert_eq!(model.state_bytes, 9 * 4 * 128 * 128 * 4);
+    assert_eq!(model.log_bytes_per_token, 9 * (2 * 128 + 4 * (128 + 1)) * 4);
+    // The figure of the model's own description: 47.7 million, prediction head included.
+    assert_eq!((model.parameters as f64 / 1e5).round(), 477.0);
+    assert_eq!(seen.tensors.len(), 176);
+    assert_eq!(seen.types.iter().map(|share| share.tensors).sum::<usize>(), 176);
+    assert_eq!(seen.types.iter().map(|share| share.bytes).sum::<u64>(), model.weight_bytes);
+    assert!(seen.metadata.iter().any(|(key, value)| key == "qwen35.block_count" && value == "13"));
+
+    let seen = inspect(&data("forms/qwen35-moe-wrapper")).unwrap();
+    assert_eq!((seen.format.as_str(), seen.architecture.as_deref()), ("safetensors", Some("qwen3_5_moe")));
+    assert_eq!(seen.files.len(), 3);
+    assert!(seen.model.is_some_and(|model| model.experts.is_some() && model.mtp));
+    assert!(
+        serde_json::to_string(&inspect(&data("forms/qwen35-plain")).unwrap()).unwrap().contains("\"BF16\"")
+    );
+
+    // A file that is no whole model is described all the same.
+    let seen = inspect(&data("forms/gguf/mtp-qwen35-bf16.gguf")).unwrap();
+    assert!(seen.model.is_none());
+    assert!(seen.problem.is_some_and(|problem| problem.contains("`blk.0.")));
+    assert!(!seen.tensors.is_empty());
 }

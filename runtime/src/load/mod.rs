@@ -2,6 +2,7 @@
 
 mod build;
 mod error;
+mod inspect;
 mod metadata;
 mod open;
 mod store;
@@ -13,12 +14,13 @@ use millpond_models::names::Names;
 use millpond_models::{ModelSpec, SpecError, registry};
 
 use self::build::Builder;
-use self::open::OpenGguf;
+use self::open::{OpenFolder, OpenGguf};
 use self::store::TensorStore;
 use crate::file::mmap::{self, Access};
 use crate::weights::ModelWeights;
 
 pub use error::LoadError;
+pub use inspect::{Inspection, ModelSummary, TensorSummary, TypeSummary, inspect};
 pub use tokenizer::{FolderText, GgufText, TokenizerSource};
 
 /// How to load a model.
@@ -65,7 +67,7 @@ pub struct FileInfo {
 /// [`LoadError`] naming the file, key or tensor, what was found and what was expected.
 pub fn load_model(path: &Path, options: &LoadOptions) -> Result<LoadedModel, LoadError> {
     let mut model = match folder_of(path)? {
-        Some(folder) => load_folder(&folder, options.access)?,
+        Some(folder) => load_folder(&folder, &open::open_folder(&folder, options.access)?)?,
         None => {
             let opened = open::open_gguf(path, options.access)?;
             load_gguf(path, &opened)?
@@ -125,8 +127,7 @@ fn spec_error(path: &Path, source: SpecError) -> LoadError {
     LoadError::Spec { path: path.to_owned(), source }
 }
 
-fn load_folder(folder: &Path, access: Access) -> Result<LoadedModel, LoadError> {
-    let opened = open::open_folder(folder, access)?;
+fn load_folder(folder: &Path, opened: &OpenFolder) -> Result<LoadedModel, LoadError> {
     let has = |name: &str| opened.store.has(name);
     let spec = registry::from_config(&opened.config, &has)
         .map_err(|source| spec_error(&opened.config_path, source))?;

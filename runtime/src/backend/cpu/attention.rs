@@ -255,6 +255,7 @@ impl Call<'_> {
                 keys,
                 values,
                 visible: &visible[..tokens.len() * group],
+                next_keys: None,
             };
             self.kernels.attention.attend_page(page, partial);
         }
