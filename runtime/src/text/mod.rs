@@ -2,10 +2,12 @@
 
 pub mod detok;
 pub mod gguf_vocabulary;
+pub mod template;
 pub mod tokenizer;
 mod tokenizer_json;
 
 pub use detok::Detokenizer;
 pub use gguf_vocabulary::GgufVocabulary;
+pub use template::{ChatInput, ChatTemplate, TemplateError, TemplateSources, TemplateTokens};
 pub use tokenizer::{SpecialTokens, TokenKind, Tokenizer, TokenizerError};
 pub use tokenizer_json::TokenizerConfig;

@@ -348,6 +348,14 @@ impl Tokenizer {
         added.token_to_id(text, self.parsing.get_model())
     }
 
+    /// Text and kind of the tokens that are matched in text as a whole, in no particular order.
+    pub fn added_tokens(&self) -> impl Iterator<Item = (&str, TokenKind)> {
+        let added = self.parsing.get_added_vocabulary().get_added_tokens_decoder();
+        added.values().map(|token| {
+            (token.content.as_str(), if token.special { TokenKind::Control } else { TokenKind::Added })
+        })
+    }
+
     /// Number of ids. The embedding matrix may have more rows; those ids decode to nothing.
     #[must_use]
     pub fn vocabulary_size(&self) -> usize {
