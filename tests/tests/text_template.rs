@@ -3,11 +3,16 @@
 use millpond::text::{ChatInput, ChatTemplate, TemplateError, TemplateSources, TemplateTokens, Tokenizer};
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-fn cases(name: &str) -> Vec<Value> {
+fn load(name: &str) -> Value {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("data").join(name);
     let text = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_slice(&text).expect("valid JSON")
+}
+
+fn cases(name: &str) -> Vec<Value> {
+    list(&load(name)).expect("a list").to_vec()
 }
 
 fn tokens() -> TemplateTokens {
@@ -31,7 +36,7 @@ fn features_render_as_transformers_renders_them() {
             tools: list(&case["tools"]),
             add_generation_prompt: case["add_generation_prompt"] == json!(true),
             options,
-            now: None,
+            ..ChatInput::default()
         };
         let rendered = ChatTemplate::parse(source, tokens()).and_then(|template| template.render(&input));
         let right = match (&rendered, case.get("text"), case.get("raised")) {
@@ -46,6 +51,52 @@ fn features_render_as_transformers_renders_them() {
                 case.get("text"),
                 case.get("raised")
             ));
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
+}
+
+/// Seconds since 1970 of `[year, month, day, hour, minute, second]`, by counting days.
+fn moment(parts: &[Value]) -> SystemTime {
+    let part = |index: usize| parts[index].as_u64().expect("a number");
+    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let mut days: u64 = (1970..part(0)).map(|year| 365 + u64::from(leap(year))).sum();
+    let lengths = [31, 28 + u64::from(leap(part(0))), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    days += lengths[..part(1) as usize - 1].iter().sum::<u64>() + part(2) - 1;
+    UNIX_EPOCH + Duration::from_secs(days * 86_400 + part(3) * 3600 + part(4) * 60 + part(5))
+}
+
+#[test]
+fn whole_templates_render_as_transformers_renders_them() {
+    let data: Value = load("chat_templates.json");
+    let now = moment(list(&data["now"]).expect("a list"));
+    let cases = list(&data["cases"]).expect("a list");
+    assert!(cases.len() > 500);
+    let mut wrong = Vec::new();
+    for case in cases {
+        let name = case["template"].as_str().expect("text");
+        let source = data["templates"][name].as_str().expect("text");
+        let index = |value: &Value| value.as_u64().map(|index| index as usize);
+        let input = ChatInput {
+            messages: list(&data["conversations"][index(&case["conversation"]).expect("an index")])
+                .expect("a list"),
+            tools: index(&case["tools"]).map(|index| list(&data["tools"][index]).expect("a list")),
+            add_generation_prompt: case["add_generation_prompt"] == json!(true),
+            options: case["variables"].as_object().cloned().unwrap_or_default(),
+            now: Some(now),
+            convert: false,
+        };
+        let rendered = ChatTemplate::parse(source, TemplateTokens::default())
+            .and_then(|template| template.render(&input));
+        let right = match (&rendered, case.get("rendered"), case.get("error")) {
+            (Ok(text), Some(expected), _) => expected == text,
+            (Err(TemplateError::Raised(message)), None, Some(Value::String(expected))) => message == expected,
+            (Ok(_) | Err(_), None, Some(Value::Null)) => true,
+            _ => false,
+        };
+        if !right {
+            let expected = case.get("rendered").or(case.get("error"));
+            wrong.push(format!("{name}: expected {expected:?}\n  rendered {rendered:?}"));
         }
     }
     assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
@@ -230,6 +281,10 @@ fn content_and_arguments_are_converted_only_for_templates_that_need_it() {
     let parts =
         [json!({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]})];
     let null = [json!({"role": "assistant", "content": null})];
+    let render = |source: &str, messages: &[Value]| {
+        let template = ChatTemplate::parse(source, tokens())?;
+        template.render(&ChatInput { messages, convert: true, ..ChatInput::default() })
+    };
     let strings = "{% for m in messages %}<{{ m.content + '' }}>{% endfor %}";
     assert_eq!(render(strings, &parts).expect("joined"), "<ab>");
     assert_eq!(render(strings, &null).expect("emptied"), "<>");

@@ -17,6 +17,10 @@ pub struct ChatInput<'a> {
     pub add_generation_prompt: bool,
     /// Further variables, such as `enable_thinking`.
     pub options: Map<String, Json>,
+    /// Whether messages may be converted to what the template can read: lists of text parts joined and null made empty
+    /// where it only takes strings, arguments of calls parsed where it only takes objects. Servers want this; without it
+    /// the template gets the messages as they are, as in transformers.
+    pub convert: bool,
     /// What `strftime_now` takes for now; the system's clock if `None`.
     pub now: Option<SystemTime>,
 }
@@ -69,7 +73,8 @@ impl ChatInput<'_> {
         };
         let message = |message: &Json| {
             let written_by_model = message.get("role").and_then(Json::as_str) == Some("assistant");
-            conversions.apply(if written_by_model { message.clone() } else { marked(message) })
+            let message = if written_by_model { message.clone() } else { marked(message) };
+            if self.convert { conversions.apply(message) } else { message }
         };
         let mut context = self.options.clone();
         let messages = self.messages.iter().map(message).collect();

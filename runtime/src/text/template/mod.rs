@@ -261,6 +261,7 @@ fn environment() -> Result<Environment<'static>, TemplateError> {
     environment.set_unknown_method_callback(python::method);
     environment.set_formatter(python::write);
     environment.add_filter("string", python::string);
+    environment.add_filter("urlencode", python::urlencode);
     environment.add_filter("wordcount", |text: &str| text.split_whitespace().count());
     environment.add_filter("tojson", tojson);
     environment.add_function("raise_exception", |message: &str| -> Result<Value, Error> {

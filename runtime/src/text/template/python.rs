@@ -27,6 +27,19 @@ pub(super) fn string(state: &State<'_, '_>, value: &Value) -> Result<Value, Erro
     }
 }
 
+/// Filter `urlencode` for text: everything but letters, digits and `_.-~/` becomes `%XX` of its UTF-8 bytes.
+pub(super) fn urlencode(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"_.-~/".contains(&byte) {
+            encoded.push(byte as char);
+        } else {
+            encoded.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    encoded
+}
+
 /// Methods of Python's built-in types.
 pub(super) fn method(
     state: &mut State<'_, '_>,
