@@ -73,6 +73,18 @@ pub(crate) struct ActivationRow<'a> {
     pub(crate) sums32: &'a [i16],
 }
 
+/// Where the parts of one row start, for the vector paths. Each part may be read a cache line past its end.
+#[derive(Clone, Copy)]
+#[allow(dead_code)] // as above
+pub(crate) struct RowPointers {
+    pub(crate) floats: *const f32,
+    pub(crate) quants: *const i8,
+    pub(crate) scales: *const f32,
+    pub(crate) sums: *const i32,
+    pub(crate) sums16: *const i16,
+    pub(crate) sums32: *const i16,
+}
+
 /// The place of one row; same fields as [`ActivationRow`].
 pub(crate) struct ActivationRowMut<'a> {
     pub(crate) floats: &'a mut [f32],
@@ -202,6 +214,21 @@ impl Activations {
             sums16: self.sums16.as_mut_slice().as_mut_ptr(),
             sums32: self.sums32.as_mut_slice().as_mut_ptr(),
             claimed: &self.claimed[..rows],
+        }
+    }
+
+    /// Row `row` for the vector paths.
+    #[allow(dead_code)] // as above
+    pub(crate) fn row_pointers(&self, row: usize) -> RowPointers {
+        assert!(row < self.rows, "there is a row {row}");
+        let shape = RowShape::new(self.kind, self.cols);
+        RowPointers {
+            floats: self.floats.as_ptr().wrapping_add(row * shape.floats),
+            quants: self.quants.as_ptr().wrapping_add(row * shape.quants),
+            scales: self.scales.as_ptr().wrapping_add(row * shape.scales),
+            sums: self.sums.as_ptr().wrapping_add(row * shape.sums),
+            sums16: self.sums16.as_ptr().wrapping_add(row * shape.sums16),
+            sums32: self.sums32.as_ptr().wrapping_add(row * shape.sums32),
         }
     }
 

@@ -13,7 +13,7 @@ impl Number for i16 {}
 impl Number for i32 {}
 impl Number for f32 {}
 
-/// `len` numbers starting at a cache line. Growing keeps the capacity, so that a reused buffer stops allocating.
+/// `len` numbers starting at a cache line, and a line more, so that vectors may read past the end. Growing keeps the capacity, so that a reused buffer stops allocating.
 pub(crate) struct AlignedBuffer<T> {
     lines: Vec<Line>,
     len: usize,
@@ -27,11 +27,16 @@ impl<T: Number> AlignedBuffer<T> {
 
     /// Sets the length. Old contents stay as they are, in part or whole; new memory is zero.
     pub(crate) fn resize(&mut self, len: usize) {
-        let lines = len.div_ceil(64 / size_of::<T>());
+        let lines = len.div_ceil(64 / size_of::<T>()) + 1;
         if lines > self.lines.len() {
             self.lines.resize(lines, Line([0; 64]));
         }
         self.len = len;
+    }
+
+    /// The first number; the pointer may read the line past the end, whose contents are unspecified numbers.
+    pub(crate) fn as_ptr(&self) -> *const T {
+        self.lines.as_ptr().cast()
     }
 
     pub(crate) fn as_slice(&self) -> &[T] {

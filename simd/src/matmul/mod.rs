@@ -37,12 +37,20 @@
 //! | IQ4_XS | 255, 128 | 32 | 256 * 255 * 127 * 32 = 2.7e8 |
 //!
 //! **Float formats.** Weights are widened exactly. Lane `l` of sixteen is the chain of `fma(w, x, lane)` over the
-//! values `l, l + 16, ..` in ascending order; then lane `i` takes lane `i + 8`, then `i + 4`, `i + 2`, `i + 1`.
+//! values `l, l + 16, ..` in ascending order, where both are zero beyond the end up to a multiple of 16; then lane `i` takes lane `i + 8`, then `i + 4`, `i + 2`, `i + 1`.
 
 mod activations;
 mod buffer;
+#[cfg(target_arch = "x86_64")]
+mod formats;
+#[cfg(target_arch = "x86_64")]
+mod rows;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod simd;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use std::ops::Range;
 
@@ -64,9 +72,9 @@ pub(crate) struct Product<'a> {
 }
 
 impl<'a> Product<'a> {
-    fn rows(&self) -> impl Iterator<Item = ActivationRow<'a>> + use<'a> {
-        let x = self.x;
-        self.x_rows.clone().map(move |row| x.row(row))
+    /// The activations of output row `i`.
+    fn row(&self, i: usize) -> ActivationRow<'a> {
+        self.x.row(self.x_rows.start + i)
     }
 }
 
@@ -85,7 +93,20 @@ static SCALAR: MatmulKernels =
 impl MatmulKernels {
     /// The kernels of a level; `None` if this processor lacks it.
     pub fn for_isa(isa: Isa) -> Option<&'static MatmulKernels> {
-        isa.is_available().then_some(&SCALAR)
+        if !isa.is_available() {
+            return None;
+        }
+        Some(match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => &x86::avx2_level::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => &x86::avxvnni_level::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => &x86::avx512_level::KERNELS,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => &x86::avx512vnni_level::KERNELS,
+            _ => &SCALAR,
+        })
     }
 
     /// The level the kernels are written for.

@@ -1,5 +1,7 @@
 //! The oracle: products as the module documentation defines them, in plain code.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
 use super::activations::ActivationRow;
@@ -66,31 +68,37 @@ fn sum(quants: &[i8]) -> i32 {
     quants.iter().map(|&quant| i32::from(quant)).sum()
 }
 
-/// The product, one output at a time.
+/// The whole product.
 pub(super) fn matmul(product: &Product<'_>, out: &mut OutTile<'_>) {
+    rows(product, 0, out.rows(), out);
+}
+
+/// Output rows `first .. first + count`, one output at a time.
+pub(super) fn rows(product: &Product<'_>, first: usize, count: usize, out: &mut OutTile<'_>) {
     for (j, row) in product.weights.chunks_exact(product.row_bytes).enumerate() {
         match product.format.activation_kind() {
             ActivationKind::F32 => {
-                for (i, x) in product.rows().enumerate() {
+                for i in first..first + count {
+                    let x = product.row(i);
                     out.row_mut(i)[j] = float_dot(product.format, row, x.floats, product.cols);
                 }
             }
-            _ => block_row(product, row, j, out),
+            _ => block_row(product, row, j, first..first + count, out),
         }
     }
 }
 
 /// Column `j` of the product for weights in blocks. The outputs hold the chains, so that a block is taken apart once.
-fn block_row(product: &Product<'_>, row: &[u8], j: usize, out: &mut OutTile<'_>) {
-    for i in 0..out.rows() {
+fn block_row(product: &Product<'_>, row: &[u8], j: usize, rows: Range<usize>, out: &mut OutTile<'_>) {
+    for i in rows.clone() {
         out.row_mut(i)[j] = 0.0;
     }
     let mut block = Block::ZERO;
     for (b, bytes) in row.chunks_exact(product.format.block_bytes()).enumerate() {
         unpack_block(product.format, bytes, &mut block);
-        for (i, x) in product.rows().enumerate() {
+        for i in rows.clone() {
             let output = &mut out.row_mut(i)[j];
-            *output = add_block(product.format, &block, x, b, *output);
+            *output = add_block(product.format, &block, product.row(i), b, *output);
         }
     }
 }
@@ -115,13 +123,14 @@ pub(super) const fn has_offset(format: QFormat) -> bool {
     matches!(format, QFormat::Q4_1 | QFormat::Q5_1 | QFormat::Q2K | QFormat::Q4K | QFormat::Q5K)
 }
 
-/// The canonical float dot product: sixteen chains, then a tree.
+/// The canonical float dot product: sixteen chains, then a tree. `x` is padded.
 fn float_dot(format: QFormat, row: &[u8], x: &[f32], cols: usize) -> f32 {
     let mut lanes = [0.0f32; LANES];
     for start in (0..cols).step_by(LANES) {
-        for lane in 0..LANES.min(cols - start) {
-            let weight = float_weight(format, row, start + lane);
-            lanes[lane] = weight.mul_add(x[start + lane], lanes[lane]);
+        for (lane, sum) in lanes.iter_mut().enumerate() {
+            let k = start + lane;
+            let weight = if k < cols { float_weight(format, row, k) } else { 0.0 };
+            *sum = weight.mul_add(x[k], *sum);
         }
     }
     for half in [8, 4, 2, 1] {

@@ -65,6 +65,14 @@ impl<'a> OutTile<'a> {
         (left, right)
     }
 
+    /// Element `(i, j)`, or one past the end of a row.
+    #[allow(dead_code)] // for the vector paths, which not every architecture has
+    pub(crate) fn element(&mut self, i: usize, j: usize) -> *mut f32 {
+        assert!(i < self.rows && j <= self.cols, "the tile has ({i}, {j})");
+        // SAFETY: inside the window or one past a row's end.
+        unsafe { self.start.add(i * self.stride + j) }
+    }
+
     /// Row `i`.
     pub(crate) fn row(&self, i: usize) -> &[f32] {
         assert!(i < self.rows, "the tile has row {i}");

@@ -1,0 +1,119 @@
+//! The vector operations the products are written in: few, and each as large as one instruction set can do well.
+
+/// One instruction set. A `Vector` is 64 bytes, seen as bytes, 32 words or 16 ints; a `Half` is 32 bytes.
+///
+/// # Safety
+/// Every function requires that the processor has the instruction set; those that take pointers, that the bytes they
+/// name are readable (writable for `store`). Callers are compiled with the set's features enabled, into which these
+/// functions are inlined.
+#[allow(dead_code)] // some serve the panels only
+pub(super) trait Simd: Copy {
+    /// 64 bytes of integers.
+    type Vector: Copy;
+    /// 32 bytes of integers.
+    type Half: Copy;
+    /// Sixteen floats.
+    type Floats: Copy;
+
+    /// What the stored form of wide weights ([`Simd::stored`]) adds to each.
+    const WIDE_OFFSET: i32;
+
+    unsafe fn zero() -> Self::Vector;
+    unsafe fn load(p: *const u8) -> Self::Vector;
+    unsafe fn store(p: *mut u8, v: Self::Vector);
+    unsafe fn load_half(p: *const u8) -> Self::Half;
+    /// The same 32 bytes in both halves.
+    unsafe fn load_twice(p: *const u8) -> Self::Vector;
+    /// 32 bytes of one place, then 32 of another.
+    unsafe fn join(low: *const u8, high: *const u8) -> Self::Vector;
+    /// The same 16 bytes in all quarters.
+    unsafe fn load_table(p: *const u8) -> Self::Vector;
+    /// One int in all lanes.
+    unsafe fn splat_int(int: i32) -> Self::Vector;
+    /// Brings the line at `p` closer; any address will do.
+    unsafe fn prefetch(p: *const u8);
+
+    /// Low nibbles of 32 bytes, then their high nibbles.
+    unsafe fn nibbles_of_32(p: *const u8) -> Self::Vector;
+    /// Low nibbles of 16 bytes, then high ones; the same for 16 bytes elsewhere.
+    unsafe fn nibbles_of_16_and_16(low: *const u8, high: *const u8) -> Self::Vector;
+    /// The low nibble of each byte.
+    unsafe fn low_nibbles(v: Self::Vector) -> Self::Vector;
+    /// The high nibble of each byte.
+    unsafe fn high_nibbles(v: Self::Vector) -> Self::Vector;
+    unsafe fn or(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// 16 where bit `2 PAIR` of a byte (lower half) or bit `2 PAIR + 1` (upper half) is set, else 0.
+    unsafe fn fifth_bits<const PAIR: usize>(v: Self::Vector) -> Self::Vector;
+    /// Bits `4 PAIR` and `4 PAIR + 1` (lower half) or `4 PAIR + 2` and `4 PAIR + 3` (upper half) as bits 4 and 5.
+    unsafe fn upper_pairs<const PAIR: usize>(v: Self::Vector) -> Self::Vector;
+    /// Byte `i` becomes `table[v[i]]`, `v[i] < 16`.
+    unsafe fn look_up(table: Self::Vector, v: Self::Vector) -> Self::Vector;
+    /// Signed weights in the form [`Simd::dot`] takes when `WIDE`: plus [`Simd::WIDE_OFFSET`].
+    unsafe fn stored(v: Self::Vector) -> Self::Vector;
+
+    /// Sixteen signed bytes as words.
+    unsafe fn words_of_signed(p: *const u8) -> Self::Half;
+    /// Eight signed bytes, each twice, as words.
+    unsafe fn words_of_pairs(bytes: u64) -> Self::Half;
+    /// Word `i` of sixteen ints.
+    unsafe fn ints_of_words(half: Self::Half) -> Self::Vector;
+    /// Words `4 GROUP ..` of the half, each eight times.
+    unsafe fn spread<const GROUP: usize>(half: Self::Half) -> Self::Vector;
+    /// The upper word of each int, sign-extended.
+    unsafe fn upper_words(v: Self::Vector) -> Self::Vector;
+    /// The lower words of `low`'s ints and, above them, the lower words of `high`'s.
+    unsafe fn pair_words(low: Self::Vector, high: Self::Vector) -> Self::Vector;
+    /// The half's words, with nothing in particular above them.
+    unsafe fn widen_half(half: Self::Half) -> Self::Vector;
+
+    unsafe fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    unsafe fn subtract(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// Lower 32 bits of the products of ints.
+    unsafe fn multiply(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// Lower 16 bits of the products of words.
+    unsafe fn multiply_words(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// Adds the dot products of four bytes to each int: `w` unsigned, below 64; or any weight in stored form if
+    /// `WIDE`. `x` is -127 to 127.
+    unsafe fn dot<const WIDE: bool>(sum: Self::Vector, w: Self::Vector, x: Self::Vector) -> Self::Vector;
+    /// As `dot` with `w` below 64, where each pair of products is multiplied by a word of `scales`.
+    unsafe fn dot_scaled(
+        sum: Self::Vector,
+        w: Self::Vector,
+        x: Self::Vector,
+        scales: Self::Vector,
+    ) -> Self::Vector;
+    /// Adds the dot products of two words to each int.
+    unsafe fn dot_words(sum: Self::Vector, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// The dot products of two words, eight ints.
+    unsafe fn dot_words_half(a: Self::Half, b: Self::Half) -> Self::Half;
+
+    /// The sum of sixteen ints and the sum of eight.
+    unsafe fn totals(v: Self::Vector, half: Self::Half) -> (i32, i32);
+    /// The sums of the lower and the upper eight ints of each vector: sixteen, in order.
+    unsafe fn half_totals(v: [Self::Vector; 8]) -> Self::Vector;
+    /// Transposes 16 x 16 ints.
+    unsafe fn transpose(v: &mut [Self::Vector; 16]);
+
+    /// Each int rounded to nearest even.
+    unsafe fn to_floats(v: Self::Vector) -> Self::Floats;
+    unsafe fn bits(v: Self::Floats) -> Self::Vector;
+    unsafe fn of_bits(v: Self::Vector) -> Self::Floats;
+    unsafe fn splat(value: f32) -> Self::Floats;
+    unsafe fn load_floats(p: *const f32) -> Self::Floats;
+    unsafe fn store_floats(p: *mut f32, v: Self::Floats);
+    /// The first `count` of sixteen floats, zeros behind.
+    unsafe fn load_first(p: *const f32, count: usize) -> Self::Floats;
+    /// Stores the first `count` of sixteen floats.
+    unsafe fn store_first(p: *mut f32, v: Self::Floats, count: usize);
+    /// Sixteen half-precision numbers.
+    unsafe fn load_f16(p: *const u8) -> Self::Floats;
+    /// Sixteen bfloat16 numbers.
+    unsafe fn load_bf16(p: *const u8) -> Self::Floats;
+    unsafe fn product(a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// `a * b + c`, rounded once.
+    unsafe fn fma(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// `c - a * b`, rounded once.
+    unsafe fn negated_fma(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// Lane `i` plus lane `i + 8`, then `+ 4`, `+ 2`, `+ 1`.
+    unsafe fn tree_sum(v: Self::Floats) -> f32;
+}
