@@ -207,11 +207,13 @@ impl Cursor {
             let full_chunk =
                 kind == PassKind::Prefill && at.is_multiple_of(PREFILL_CHUNK) && at + PREFILL_CHUNK <= end;
             let due = if full_chunk && at >= self.policy.stateless { at } else { self.policy.boundary(at) };
-            if due > base {
+            // One fold for each fold position, however many a pass crosses: two folds in one are other bits.
+            while base < due {
+                let next = self.policy.next_boundary(base).min(due);
                 // Entries before the pass are confirmed; entries of this pass are as final as its kind says.
-                let durable = kind == PassKind::Prefill || due <= self.position;
-                steps.push(Step::Fold { entries: due - base, durable });
-                base = due;
+                let durable = kind == PassKind::Prefill || next <= self.position;
+                steps.push(Step::Fold { entries: next - base, durable });
+                base = next;
             }
             let stop = if full_chunk {
                 at + PREFILL_CHUNK
@@ -309,6 +311,13 @@ mod tests {
                 let plan = cursor.plan(rows, PassKind::Window);
                 for (row, base) in bases(&cursor, &plan).into_iter().enumerate() {
                     prop_assert_eq!(base, policy.boundary(plan.start + row));
+                }
+                let mut base = cursor.base();
+                for step in &plan.steps {
+                    if let Step::Fold { entries, .. } = step {
+                        prop_assert_eq!(base + entries, policy.next_boundary(base));
+                        base += entries;
+                    }
                 }
                 // Only confirmed entries leave the log.
                 prop_assert!(cursor.base() + plan.durably_folded() <= plan.start);

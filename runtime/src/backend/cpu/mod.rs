@@ -133,6 +133,14 @@ impl CpuBackend {
         self.sequences.get(slot.0).and_then(Option::as_ref).ok_or(BackendError::Slot(slot.0))
     }
 
+    /// The memory of a sequence, writable: what lies beyond its cursor may be overwritten, the rest must not.
+    ///
+    /// # Errors
+    /// [`BackendError::Slot`] for an unknown slot.
+    pub fn memory_mut(&mut self, slot: Slot) -> Result<&mut SequenceMemory, BackendError> {
+        self.sequences.get_mut(slot.0).and_then(Option::as_mut).ok_or(BackendError::Slot(slot.0))
+    }
+
     /// Puts memory into a slot of its own: a restored or forked sequence.
     pub fn adopt(&mut self, memory: SequenceMemory) -> Slot {
         let free = self.sequences.iter().position(Option::is_none).unwrap_or(self.sequences.len());
