@@ -108,7 +108,11 @@ impl Backend for Poisoned {
         Ok(())
     }
 
-    fn forward_mtp(&mut self, segments: &[MtpSegment<'_>], outputs: &mut Outputs) -> Result<(), BackendError> {
+    fn forward_mtp(
+        &mut self,
+        segments: &[MtpSegment<'_>],
+        outputs: &mut Outputs,
+    ) -> Result<(), BackendError> {
         self.inner.forward_mtp(segments, outputs)
     }
 

@@ -62,7 +62,10 @@ impl Reference {
 pub fn relative_error(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len(), "compared values are of one shape");
     let scale = b.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-    let error = a.iter().zip(b).fold(0.0f32, |m, (x, y)| if (x - y).is_nan() { f32::INFINITY } else { m.max((x - y).abs()) });
+    let error = a
+        .iter()
+        .zip(b)
+        .fold(0.0f32, |m, (x, y)| if (x - y).is_nan() { f32::INFINITY } else { m.max((x - y).abs()) });
     error / scale
 }
 

@@ -51,7 +51,11 @@ pub fn buffered(model: &LoadedModel, fold_interval: usize) -> Runner {
 /// Logits of every position, from one prefill.
 pub fn prefill_logits(runner: &mut Runner, ids: &[u32]) -> Vec<f32> {
     let mut sequence = runner.create().expect("a sequence");
-    let logits = runner.prefill(&mut sequence, ids, usize::MAX / 4, WantLogits::All).expect("a prefill").logits.clone();
+    let logits = runner
+        .prefill(&mut sequence, ids, usize::MAX / 4, WantLogits::All)
+        .expect("a prefill")
+        .logits
+        .clone();
     runner.release(sequence);
     logits
 }

@@ -273,7 +273,8 @@ fn the_base_is_untouched_between_folds_and_by_aborted_windows() {
         cursor.advance(&plan);
         cursor.commit(accepted.max(1)).unwrap();
         let base = cpu.memory(slot).unwrap().base.as_ref();
-        let now = base.map(|base| (cursor.base(), base.values().iter().map(|v| v.to_bits()).collect::<Vec<_>>()));
+        let now =
+            base.map(|base| (cursor.base(), base.values().iter().map(|v| v.to_bits()).collect::<Vec<_>>()));
         match (&base_before, &now) {
             (Some((before, old)), Some((after, new))) if before == after => assert_eq!(old, new),
             (Some((before, _)), Some((after, _))) => {

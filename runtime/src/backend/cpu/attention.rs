@@ -242,20 +242,21 @@ impl Call<'_> {
         let end = self.start + tokens.end;
         let mut visible = [0; TOKEN_BLOCK * MAX_GROUP];
         let pages = span * SPAN_PAGES..((span + 1) * SPAN_PAGES).min(end.div_ceil(PAGE_POSITIONS));
-        for page in pages {
+        for page in pages.clone() {
             let first = page * PAGE_POSITIONS;
             for (visible, token) in visible.chunks_exact_mut(group).zip(tokens.clone()) {
                 visible.fill((self.start + token + 1).saturating_sub(first).min(PAGE_POSITIONS));
             }
             let positions = (end - first).min(PAGE_POSITIONS);
             let (keys, values) = self.blocks(page, kv_head, positions);
+            let next = (page + 1 < pages.end).then(|| self.blocks(page + 1, kv_head, PAGE_POSITIONS).0);
             let page = AttendPage {
                 queries,
                 head_dim: spec.head_dim,
                 keys,
                 values,
                 visible: &visible[..tokens.len() * group],
-                next_keys: None,
+                next_keys: next,
             };
             self.kernels.attention.attend_page(page, partial);
         }
