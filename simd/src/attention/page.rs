@@ -4,7 +4,8 @@ use half::f16;
 
 use super::{MAX_PAGE, Partials};
 use crate::LANES;
-use crate::vector::lanes::{Lane, Simd};
+use crate::vector::elementwise::dots;
+use crate::vector::lanes::{Element, Simd};
 use crate::vector::math::{exp, exp_one};
 
 /// Keys or values of one page of one key/value head, `[positions][head_dim]`.
@@ -45,38 +46,6 @@ impl KvBlock<'_> {
 
 /// Rows that share a pass over the page.
 const ROWS: usize = 4;
-/// Vectors of the accumulator updated together.
-const COLUMNS: usize = 4;
-
-/// A number as stored in a page.
-trait Element: Copy {
-    fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::V;
-    fn load_partial<S: Simd>(s: S, from: &[Self]) -> S::V;
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn load<S: Simd>(s: S, from: &Lane) -> S::V {
-        s.load(from)
-    }
-
-    #[inline(always)]
-    fn load_partial<S: Simd>(s: S, from: &[f32]) -> S::V {
-        s.load_partial(from)
-    }
-}
-
-impl Element for f16 {
-    #[inline(always)]
-    fn load<S: Simd>(s: S, from: &[f16; LANES]) -> S::V {
-        s.load_f16(from)
-    }
-
-    #[inline(always)]
-    fn load_partial<S: Simd>(s: S, from: &[f16]) -> S::V {
-        s.load_f16_partial(from)
-    }
-}
 
 #[inline(always)]
 pub(super) fn attend_page<S: Simd>(s: S, page: AttendPage<'_>, partials: &mut Partials) {
@@ -172,34 +141,10 @@ fn score_block<S: Simd, E: Element, const R: usize, const P: usize>(
     first: usize,
     out: &mut [[f32; MAX_PAGE]; R],
 ) {
-    const { assert!(P * R <= LANES) };
     let positions = keys.len() / dim;
-    let query_rows: [(&[Lane], &[f32]); R] = std::array::from_fn(|r| queries[r * dim..][..dim].as_chunks());
-    let key_rows: [(&[[E; LANES]], &[E]); P] =
-        std::array::from_fn(|p| keys[(first + p).min(positions - 1) * dim..][..dim].as_chunks());
-    let mut sums = [s.zero(); LANES];
-    for group in 0..dim / LANES {
-        let mut queries = [s.zero(); R];
-        for r in 0..R {
-            queries[r] = s.load(&query_rows[r].0[group]);
-        }
-        for p in 0..P {
-            let key = E::load(s, &key_rows[p].0[group]);
-            for r in 0..R {
-                sums[r * P + p] = s.fma(queries[r], key, sums[r * P + p]);
-            }
-        }
-    }
-    if !dim.is_multiple_of(LANES) {
-        for p in 0..P {
-            let key = E::load_partial(s, key_rows[p].1);
-            for r in 0..R {
-                sums[r * P + p] = s.fma(s.load_partial(query_rows[r].1), key, sums[r * P + p]);
-            }
-        }
-    }
-    let mut scores = [0.0; LANES];
-    s.store(s.reduce_add_each(sums), &mut scores);
+    let queries: [&[f32]; R] = std::array::from_fn(|r| &queries[r * dim..][..dim]);
+    let keys: [&[E]; P] = std::array::from_fn(|p| &keys[(first + p).min(positions - 1) * dim..][..dim]);
+    let scores = dots(s, keys, queries);
     let count = P.min(positions - first);
     for r in 0..R {
         out[r][first..first + count].copy_from_slice(&scores[r * P..][..count]);
@@ -248,13 +193,18 @@ fn accumulate<S: Simd, E: Element, const R: usize>(
     acc: &mut [f32],
 ) {
     let mut column = 0;
-    while column + COLUMNS * LANES <= dim {
-        accumulate_columns::<S, E, R, COLUMNS>(s, weights, factors, values, dim, column, ahead, acc);
-        column += COLUMNS * LANES;
-    }
     while column + LANES <= dim {
-        accumulate_columns::<S, E, R, 1>(s, weights, factors, values, dim, column, ahead, acc);
-        column += LANES;
+        let left = (dim - column) / LANES;
+        column += LANES
+            * match S::ROW_BLOCK {
+                8.. if left >= 4 => {
+                    accumulate_columns::<S, E, R, 4>(s, weights, factors, values, dim, column, ahead, acc)
+                }
+                _ if left >= 2 && R <= 2 => {
+                    accumulate_columns::<S, E, R, 2>(s, weights, factors, values, dim, column, ahead, acc)
+                }
+                _ => accumulate_columns::<S, E, R, 1>(s, weights, factors, values, dim, column, ahead, acc),
+            };
     }
     if column < dim {
         for r in 0..R {
@@ -268,6 +218,7 @@ fn accumulate<S: Simd, E: Element, const R: usize>(
     }
 }
 
+/// `C` vectors of every accumulator, from `column`; returns `C`.
 #[inline(always)]
 fn accumulate_columns<S: Simd, E: Element, const R: usize, const C: usize>(
     s: S,
@@ -278,7 +229,7 @@ fn accumulate_columns<S: Simd, E: Element, const R: usize, const C: usize>(
     column: usize,
     ahead: Option<*const u8>,
     acc: &mut [f32],
-) {
+) -> usize {
     let mut sums = [[s.zero(); C]; R];
     for r in 0..R {
         let (acc, _) = acc[r * dim + column..][..C * LANES].as_chunks();
@@ -305,4 +256,5 @@ fn accumulate_columns<S: Simd, E: Element, const R: usize, const C: usize>(
             s.store(sums[r][c], &mut acc[c]);
         }
     }
+    C
 }

@@ -30,9 +30,6 @@ pub struct WindowTile<'a> {
     pub out: OutTile<'a>,
 }
 
-/// Tiles solved side by side where few rows leave registers free: their chains of additions hide each other.
-const NARROW_TILES: usize = 4;
-
 #[inline(always)]
 pub(super) fn window_tile<S: Simd>(s: S, mut args: WindowTile<'_>) {
     let (rows, dk, lanes) = (args.beta.len(), args.dk, args.out.cols());
@@ -44,25 +41,62 @@ pub(super) fn window_tile<S: Simd>(s: S, mut args: WindowTile<'_>) {
     assert_eq!(args.coefficients.len(), panel_len(rows, args.deltas.rows()), "panel of the coefficients");
     let mut tile = 0;
     while tile < tiles {
-        if rows == 1 && tile + NARROW_TILES <= tiles {
-            block::<S, 1, NARROW_TILES>(s, &mut args, 0, tile);
-            tile += NARROW_TILES;
-            continue;
-        }
-        for (first, count) in blocks(rows) {
-            match count {
-                1 => block::<S, 1, 1>(s, &mut args, first, tile),
-                2 => block::<S, 2, 1>(s, &mut args, first, tile),
-                3 => block::<S, 3, 1>(s, &mut args, first, tile),
-                4 => block::<S, 4, 1>(s, &mut args, first, tile),
-                5 => block::<S, 5, 1>(s, &mut args, first, tile),
-                6 => block::<S, 6, 1>(s, &mut args, first, tile),
-                7 => block::<S, 7, 1>(s, &mut args, first, tile),
-                _ => block::<S, PANEL_ROWS, 1>(s, &mut args, first, tile),
-            }
-        }
-        tile += 1;
+        // A single row leaves registers free: several tiles, whose chains of additions hide each other.
+        tile += match S::ROW_BLOCK {
+            8.. if rows == 1 && tile + 4 <= tiles => block::<S, 1, 4>(s, &mut args, Rows::ONE, tile),
+            _ if rows == 1 && tile + 2 <= tiles => block::<S, 1, 2>(s, &mut args, Rows::ONE, tile),
+            8.. => wide_blocks(s, &mut args, tile),
+            _ => narrow_blocks(s, &mut args, tile),
+        };
     }
+}
+
+/// Rows `panel + offset ..` of the window, within a panel block of `count` rows that starts at row `panel`.
+#[derive(Clone, Copy)]
+struct Rows {
+    panel: usize,
+    count: usize,
+    offset: usize,
+}
+
+impl Rows {
+    /// The row of a window of one.
+    const ONE: Rows = Rows { panel: 0, count: 1, offset: 0 };
+}
+
+/// All rows of one tile, a panel block at a time.
+#[inline(always)]
+fn wide_blocks<S: Simd>(s: S, args: &mut WindowTile<'_>, tile: usize) -> usize {
+    for (panel, count) in blocks(args.beta.len()) {
+        let rows = |count| Rows { panel, count, offset: 0 };
+        match count {
+            1 => block::<S, 1, 1>(s, args, rows(1), tile),
+            2 => block::<S, 2, 1>(s, args, rows(2), tile),
+            3 => block::<S, 3, 1>(s, args, rows(3), tile),
+            4 => block::<S, 4, 1>(s, args, rows(4), tile),
+            5 => block::<S, 5, 1>(s, args, rows(5), tile),
+            6 => block::<S, 6, 1>(s, args, rows(6), tile),
+            7 => block::<S, 7, 1>(s, args, rows(7), tile),
+            _ => block::<S, PANEL_ROWS, 1>(s, args, rows(PANEL_ROWS), tile),
+        };
+    }
+    1
+}
+
+/// All rows of one tile, two at a time, for instruction sets of few registers.
+#[inline(always)]
+fn narrow_blocks<S: Simd>(s: S, args: &mut WindowTile<'_>, tile: usize) -> usize {
+    for (panel, count) in blocks(args.beta.len()) {
+        let mut rows = Rows { panel, count, offset: 0 };
+        while rows.offset + 2 <= count {
+            block::<S, 2, 1>(s, args, rows, tile);
+            rows.offset += 2;
+        }
+        if rows.offset < count {
+            block::<S, 1, 1>(s, args, rows, tile);
+        }
+    }
+    1
 }
 
 /// Sums of `R` rows over `N` tiles: what the state returns for the keys and for the queries.
@@ -74,9 +108,10 @@ struct Sums<V, const R: usize, const N: usize> {
 impl<V: Copy, const R: usize, const N: usize> Sums<V, R, N> {
     /// Adds `panel row x lanes`, lanes of each tile.
     #[inline(always)]
-    fn add<S: Simd<V = V>>(&mut self, s: S, coefficients: &[f32], lanes: [V; N]) {
+    fn add<S: Simd<V = V>>(&mut self, s: S, row: &[f32], rows: Rows, lanes: [V; N]) {
+        let (erase, read) = (&row[rows.offset..][..R], &row[rows.count + rows.offset..][..R]);
         for r in 0..R {
-            let (erase, read) = (s.splat(coefficients[r]), s.splat(coefficients[R + r]));
+            let (erase, read) = (s.splat(erase[r]), s.splat(read[r]));
             for n in 0..N {
                 self.erase[n][r] = s.fma(erase, lanes[n], self.erase[n][r]);
                 self.read[n][r] = s.fma(read, lanes[n], self.read[n][r]);
@@ -85,23 +120,25 @@ impl<V: Copy, const R: usize, const N: usize> Sums<V, R, N> {
     }
 }
 
-/// Rows `first..first + R` of the window for tiles `tile..tile + N`.
+/// `R` rows of the window for tiles `tile..tile + N`; returns `N`.
 #[inline(always)]
 fn block<S: Simd, const R: usize, const N: usize>(
     s: S,
     args: &mut WindowTile<'_>,
-    first: usize,
+    rows: Rows,
     tile: usize,
-) {
+) -> usize {
     let entries = args.deltas.rows();
+    let first = rows.panel + rows.offset;
     let before = entries - args.beta.len() + first;
-    let mut sums = state_sums::<S, R, N>(s, args, first, tile);
-    let coefficients = &args.coefficients[2 * first * entries..][..2 * R * entries];
-    let (history, own) = coefficients.split_at(2 * R * before);
-    for (i, row) in history.chunks_exact(2 * R).enumerate() {
-        sums.add(s, row, load_lanes(s, args.deltas.row(i), tile));
+    let width = 2 * rows.count;
+    let mut sums = state_sums::<S, R, N>(s, args, rows, tile);
+    let coefficients = &args.coefficients[2 * rows.panel * entries..][..width * entries];
+    let (history, own) = coefficients.split_at(width * before);
+    for (i, row) in history.chunks_exact(width).enumerate() {
+        sums.add(s, row, rows, load_lanes(s, args.deltas.row(i), tile));
     }
-    for (j, row) in own.chunks_exact(2 * R).take(R).enumerate() {
+    for (j, row) in own.chunks_exact(width).take(R).enumerate() {
         let t = first + j;
         let beta = s.splat(args.beta[t]);
         let values = load_lanes::<S, N>(s, &args.values[t * args.value_stride..], tile);
@@ -110,8 +147,9 @@ fn block<S: Simd, const R: usize, const N: usize>(
             delta[n] = s.mul(beta, s.sub(values[n], sums.erase[n][j]));
         }
         store_lanes(s, delta, args.deltas.row_mut(before + j), tile);
+        let (erase, read) = (&row[rows.offset..][..R], &row[rows.count + rows.offset..][..R]);
         for r in j..R {
-            let (erase, read) = (s.splat(row[r]), s.splat(row[R + r]));
+            let (erase, read) = (s.splat(erase[r]), s.splat(read[r]));
             for n in 0..N {
                 sums.read[n][r] = s.fma(read, delta[n], sums.read[n][r]);
                 if r > j {
@@ -125,14 +163,15 @@ fn block<S: Simd, const R: usize, const N: usize>(
         }
         store_lanes(s, out, args.out.row_mut(t), tile);
     }
+    N
 }
 
-/// `base S^T k` and `base S^T q` of the block's rows.
+/// `base S^T k` and `base S^T q` of the rows.
 #[inline(always)]
 fn state_sums<S: Simd, const R: usize, const N: usize>(
     s: S,
     args: &WindowTile<'_>,
-    first: usize,
+    rows: Rows,
     tile: usize,
 ) -> Sums<S::V, R, N> {
     let mut sums = Sums { erase: [[s.zero(); R]; N], read: [[s.zero(); R]; N] };
@@ -140,8 +179,9 @@ fn state_sums<S: Simd, const R: usize, const N: usize>(
     let dk = args.dk;
     let tiles: [&[Lane]; N] =
         std::array::from_fn(|n| state[(tile + n) * dk * LANES..][..dk * LANES].as_chunks().0);
-    let panel = &args.keys[2 * first * dk..][..2 * R * dk];
-    for (k, row) in panel.chunks_exact(2 * R).enumerate() {
+    let first = rows.panel + rows.offset;
+    let panel = &args.keys[2 * rows.panel * dk..][..2 * rows.count * dk];
+    for (k, row) in panel.chunks_exact(2 * rows.count).enumerate() {
         let mut lanes = [s.zero(); N];
         for n in 0..N {
             lanes[n] = s.load(&tiles[n][k]);
@@ -150,7 +190,7 @@ fn state_sums<S: Simd, const R: usize, const N: usize>(
                 s.prefetch(tiles[n].as_ptr().wrapping_add(N * dk + k));
             }
         }
-        sums.add(s, row, lanes);
+        sums.add(s, row, rows, lanes);
     }
     for r in 0..R {
         let base = s.splat(args.base[first + r]);

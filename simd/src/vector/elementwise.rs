@@ -1,8 +1,9 @@
 //! Element-wise operations and reductions over slices. A short last group goes through the same vector code,
 //! padded with zeros.
 
-use super::lanes::Simd;
+use super::lanes::{Element, Lane, Simd};
 use super::math;
+use crate::LANES;
 
 /// An operation on one vector.
 trait Map: Copy {
@@ -195,42 +196,80 @@ pub(crate) fn dot<S: Simd>(s: S, x: &[f32], y: &[f32]) -> f32 {
     s.reduce_add(sum)
 }
 
-/// Dot products of `A` with `B` vectors, `A * B = 16`: lane `b * A + a` is `a . b` in the canonical order.
+/// Dot products of `A` with `B` vectors, at most 16: lane `b * A + a` is `a . b` in the canonical order.
 #[inline(always)]
-pub(crate) fn dots<S: Simd, const A: usize, const B: usize>(
+pub(crate) fn dots<S: Simd, E: Element, const A: usize, const B: usize>(
     s: S,
-    a: [&[f32]; A],
+    a: [&[E]; A],
     b: [&[f32]; B],
-) -> [f32; crate::LANES] {
-    const { assert!(A * B == crate::LANES) };
+) -> Lane {
+    const { assert!(A * B <= LANES) };
     let len = a[0].len();
-    assert!(a.iter().chain(&b).all(|x| x.len() == len), "operands of one length");
-    let a = a.map(|x| x.as_chunks());
-    let b = b.map(|x| x.as_chunks());
-    let mut sums = [s.zero(); crate::LANES];
-    for group in 0..len / crate::LANES {
-        let mut lanes = [s.zero(); A];
-        for i in 0..A {
-            lanes[i] = s.load(&a[i].0[group]);
-        }
-        for j in 0..B {
-            let other = s.load(&b[j].0[group]);
-            for i in 0..A {
-                sums[j * A + i] = s.fma(lanes[i], other, sums[j * A + i]);
+    assert!(a.iter().all(|x| x.len() == len) && b.iter().all(|x| x.len() == len), "operands of one length");
+    let mut sums = [s.zero(); LANES];
+    // With few registers, two by two or, for a single `b`, four at a time.
+    let (a_step, b_step) = match (S::ROW_BLOCK, B) {
+        (8.., _) => (A, B),
+        (_, 1) => (4, 1),
+        _ => (2, 2),
+    };
+    for j in (0..B).step_by(b_step) {
+        for i in (0..A).step_by(a_step) {
+            let (a, b) = (&a[i..], &b[j..]);
+            let sums = &mut sums[j * A + i..];
+            match (a_step.min(a.len()), b_step.min(b.len())) {
+                (4, 1) => dot_block::<S, E, 4, 1>(s, a, b, A, sums),
+                (2, 2) => dot_block::<S, E, 2, 2>(s, a, b, A, sums),
+                (2, 1) => dot_block::<S, E, 2, 1>(s, a, b, A, sums),
+                (1, 2) => dot_block::<S, E, 1, 2>(s, a, b, A, sums),
+                (1, 1) => dot_block::<S, E, 1, 1>(s, a, b, A, sums),
+                _ => dot_block::<S, E, A, B>(s, a, b, A, sums),
             }
         }
     }
-    if !len.is_multiple_of(crate::LANES) {
-        for j in 0..B {
-            let other = s.load_partial(b[j].1);
-            for i in 0..A {
-                sums[j * A + i] = s.fma(s.load_partial(a[i].1), other, sums[j * A + i]);
-            }
-        }
-    }
-    let mut out = [0.0; crate::LANES];
+    let mut out = [0.0; LANES];
     s.store(s.reduce_add_each(sums), &mut out);
     out
+}
+
+/// Lane sums of the first `A` and `B` vectors, to `sums[b * stride + a]`.
+#[inline(always)]
+fn dot_block<S: Simd, E: Element, const A: usize, const B: usize>(
+    s: S,
+    a: &[&[E]],
+    b: &[&[f32]],
+    stride: usize,
+    out: &mut [S::V],
+) {
+    let len = a[0].len();
+    let a: [(&[[E; LANES]], &[E]); A] = std::array::from_fn(|i| a[i].as_chunks());
+    let b: [(&[Lane], &[f32]); B] = std::array::from_fn(|j| b[j].as_chunks());
+    let mut sums = [[s.zero(); A]; B];
+    for group in 0..len / LANES {
+        let mut other = [s.zero(); B];
+        for j in 0..B {
+            other[j] = s.load(&b[j].0[group]);
+        }
+        for i in 0..A {
+            let lanes = E::load(s, &a[i].0[group]);
+            for j in 0..B {
+                sums[j][i] = s.fma(lanes, other[j], sums[j][i]);
+            }
+        }
+    }
+    if !len.is_multiple_of(LANES) {
+        for i in 0..A {
+            let lanes = E::load_partial(s, a[i].1);
+            for j in 0..B {
+                sums[j][i] = s.fma(lanes, s.load_partial(b[j].1), sums[j][i]);
+            }
+        }
+    }
+    for j in 0..B {
+        for i in 0..A {
+            out[j * stride + i] = sums[j][i];
+        }
+    }
 }
 
 /// The largest value, NaN left out; negative infinity where there is none.
@@ -241,7 +280,7 @@ fn largest<S: Simd>(s: S, x: &[f32]) -> f32 {
     for group in groups {
         max = s.max(s.load(group), max);
     }
-    let mut lanes = [0.0; crate::LANES];
+    let mut lanes = [0.0; LANES];
     s.store(max, &mut lanes);
     lanes.iter().chain(tail).fold(f32::NEG_INFINITY, |max, &x| if x > max { x } else { max })
 }

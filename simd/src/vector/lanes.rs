@@ -15,7 +15,7 @@ pub(crate) type Lane = [f32; LANES];
 pub(crate) trait Simd: Copy {
     /// The register form of one vector.
     type V: Copy;
-    /// Rows of a register block (each row a few accumulators) that fit the register file.
+    /// Rows of two accumulators each that a register block holds: 8 or 2.
     const ROW_BLOCK: usize;
 
     fn splat(self, value: f32) -> Self::V;
@@ -124,6 +124,36 @@ pub(crate) trait Simd: Copy {
     }
 }
 
+/// A number as stored; widened exactly when loaded.
+pub(crate) trait Element: Copy {
+    fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::V;
+    fn load_partial<S: Simd>(s: S, from: &[Self]) -> S::V;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, from: &Lane) -> S::V {
+        s.load(from)
+    }
+
+    #[inline(always)]
+    fn load_partial<S: Simd>(s: S, from: &[f32]) -> S::V {
+        s.load_partial(from)
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, from: &[f16; LANES]) -> S::V {
+        s.load_f16(from)
+    }
+
+    #[inline(always)]
+    fn load_partial<S: Simd>(s: S, from: &[f16]) -> S::V {
+        s.load_f16_partial(from)
+    }
+}
+
 /// Plain Rust: the oracle, and, compiled for a target whose baseline has vectors and fused multiply-add (64-bit
 /// Arm), a vector path of its own.
 #[derive(Clone, Copy)]
@@ -140,7 +170,7 @@ fn zip(a: Lane, b: Lane, f: impl Fn(f32, f32) -> f32) -> Lane {
 
 impl Simd for Scalar {
     type V = Lane;
-    const ROW_BLOCK: usize = 4;
+    const ROW_BLOCK: usize = 2;
 
     #[inline(always)]
     fn splat(self, value: f32) -> Lane {

@@ -369,38 +369,43 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn reduce_add_each(self, v: [Pair; LANES]) -> Pair {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = v;
         // SAFETY: the token proves AVX.
-        unsafe {
-            let halves = |first: usize| -> __m256 {
-                // Vectors 0, 2, 4, 6 of eight end in the low lane.
-                const ORDER: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
-                let mut eight = [v[0].0; 8];
-                for j in 0..8 {
-                    let v = v[first + ORDER[j]];
-                    eight[j] = _mm256_add_ps(v.0, v.1);
-                }
-                let mut four = [v[0].0; 4];
-                for j in 0..4 {
-                    let (a, b) = (eight[2 * j], eight[2 * j + 1]);
-                    four[j] = _mm256_add_ps(
-                        _mm256_permute2f128_ps::<0x20>(a, b),
-                        _mm256_permute2f128_ps::<0x31>(a, b),
-                    );
-                }
-                let mut two = [v[0].0; 2];
-                for j in 0..2 {
-                    let (a, b) = (_mm256_castps_pd(four[2 * j]), _mm256_castps_pd(four[2 * j + 1]));
-                    two[j] = _mm256_add_ps(
-                        _mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
-                        _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)),
-                    );
-                }
-                _mm256_add_ps(
-                    _mm256_shuffle_ps::<0b10_00_10_00>(two[0], two[1]),
-                    _mm256_shuffle_ps::<0b11_01_11_01>(two[0], two[1]),
-                )
-            };
-            Pair(halves(0), halves(8))
+        unsafe { Pair(reduce_each([a, b, c, d, e, f, g, h]), reduce_each([i, j, k, l, m, n, o, p])) }
+    }
+}
+
+/// Lane j is the tree sum of vector j.
+///
+/// # Safety
+/// The processor must have AVX.
+#[inline(always)]
+unsafe fn reduce_each(v: [Pair; 8]) -> __m256 {
+    // Vectors 0 to 3 end in the low half if they enter at even places.
+    const ORDER: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
+    // SAFETY: promised by the caller.
+    unsafe {
+        let mut eight = [v[0].0; 8];
+        for j in 0..8 {
+            eight[j] = _mm256_add_ps(v[ORDER[j]].0, v[ORDER[j]].1);
         }
+        let mut four = [v[0].0; 4];
+        for j in 0..4 {
+            let (a, b) = (eight[2 * j], eight[2 * j + 1]);
+            four[j] =
+                _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+        }
+        let mut two = [v[0].0; 2];
+        for j in 0..2 {
+            let (a, b) = (_mm256_castps_pd(four[2 * j]), _mm256_castps_pd(four[2 * j + 1]));
+            two[j] = _mm256_add_ps(
+                _mm256_castpd_ps(_mm256_unpacklo_pd(a, b)),
+                _mm256_castpd_ps(_mm256_unpackhi_pd(a, b)),
+            );
+        }
+        _mm256_add_ps(
+            _mm256_shuffle_ps::<0b10_00_10_00>(two[0], two[1]),
+            _mm256_shuffle_ps::<0b11_01_11_01>(two[0], two[1]),
+        )
     }
 }
