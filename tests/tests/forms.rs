@@ -107,8 +107,13 @@ fn the_prediction_head_gives_its_reference_logits() {
         assert!(!reference.maybe_floats("prompt.1.mtp_logits").is_empty(), "{folder} has reference logits");
         check_mtp(&load(&forms().join(folder)), &reference, folder);
     }
-    check_mtp(&load(&forms().join("gguf/qwen35-bf16.gguf")), &reference("qwen35-wrapper"), "inside the GGUF file");
-    let options = LoadOptions { mtp: Some(forms().join("gguf/mtp-qwen35-bf16.gguf")), ..LoadOptions::default() };
+    check_mtp(
+        &load(&forms().join("gguf/qwen35-bf16.gguf")),
+        &reference("qwen35-wrapper"),
+        "inside the GGUF file",
+    );
+    let options =
+        LoadOptions { mtp: Some(forms().join("gguf/mtp-qwen35-bf16.gguf")), ..LoadOptions::default() };
     let path: &Path = &forms().join("gguf/qwen35-trunk-v2.gguf");
     let separate = load_model(path, &options).unwrap();
     check_mtp(&separate, &reference("qwen35-wrapper"), "in a GGUF file of its own");
