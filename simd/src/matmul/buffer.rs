@@ -20,6 +20,12 @@ pub(crate) struct AlignedBuffer<T> {
     number: std::marker::PhantomData<T>,
 }
 
+impl<T: Number> Default for AlignedBuffer<T> {
+    fn default() -> Self {
+        AlignedBuffer::new()
+    }
+}
+
 impl<T: Number> AlignedBuffer<T> {
     pub(crate) const fn new() -> Self {
         AlignedBuffer { lines: Vec::new(), len: 0, number: std::marker::PhantomData }

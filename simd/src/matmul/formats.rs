@@ -11,7 +11,6 @@ use crate::quant::{IQ4_LEVELS, QFormat};
 ///
 /// # Safety
 /// `block` points at a whole block; see [`Simd`] for the rest.
-#[allow(dead_code)] // SUBS serves the panels only
 pub(super) trait Format256<S: Simd> {
     const FORMAT: QFormat;
     /// Whether blocks have an offset.

@@ -42,7 +42,11 @@
 mod activations;
 mod buffer;
 #[cfg(target_arch = "x86_64")]
+mod float_tiles;
+#[cfg(target_arch = "x86_64")]
 mod formats;
+#[cfg(target_arch = "x86_64")]
+mod panels;
 #[cfg(target_arch = "x86_64")]
 mod rows;
 mod scalar;

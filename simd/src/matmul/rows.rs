@@ -14,8 +14,6 @@ use super::tile::OutTile;
 use crate::LANES;
 use crate::quant::QFormat;
 
-/// The most activation rows these paths take at a time.
-pub(super) const MOST: usize = 4;
 /// How far ahead of the block in work memory is asked for.
 const PREFETCH: usize = 4096;
 /// Blocks of 256 whose integers are kept at a time.
@@ -37,9 +35,9 @@ struct Scratch32<const R: usize> {
     scales: [[u16; CHUNK_32]; LANES],
 }
 
-/// Rows `first ..` of the activations, `R` of them.
-fn pointers<const R: usize>(product: &Product<'_>, first: usize) -> [RowPointers; R] {
-    std::array::from_fn(|r| product.x.row_pointers(product.x_rows.start + first + r))
+/// The `R` rows of activations.
+fn pointers<const R: usize>(product: &Product<'_>) -> [RowPointers; R] {
+    std::array::from_fn(|r| product.x.row_pointers(product.x_rows.start + r))
 }
 
 /// Asks for the memory `PREFETCH` bytes after a piece of `bytes` bytes.
@@ -73,19 +71,18 @@ unsafe fn dot<S: Simd>(wide: bool, w: S::Vector, x: S::Vector) -> S::Vector {
     unsafe { if wide { S::dot::<true>(S::zero(), w, x) } else { S::dot::<false>(S::zero(), w, x) } }
 }
 
-/// Output rows `first .. first + R` for weights in blocks of 256.
+/// The product with `R` activation rows for weights in blocks of 256.
 ///
 /// # Safety
 /// The processor has the instruction set `S`, whose features the caller is compiled with.
 #[inline(always)]
 pub(super) unsafe fn blocks_of_256<S: Simd, F: Format256<S>, const R: usize>(
     product: &Product<'_>,
-    first: usize,
     out: &mut OutTile<'_>,
 ) {
     debug_assert_eq!(product.format, F::FORMAT);
     let bytes = F::FORMAT.block_bytes();
-    let x = pointers::<R>(product, first);
+    let x = pointers::<R>(product);
     let blocks = product.cols / 256;
     let mut scratch = MaybeUninit::<Scratch256<R>>::uninit();
     let scratch = scratch.as_mut_ptr();
@@ -124,7 +121,7 @@ pub(super) unsafe fn blocks_of_256<S: Simd, F: Format256<S>, const R: usize>(
                 }
             }
             for r in 0..R {
-                S::store_first(out.element(first + r, j), chains[r], rows);
+                S::store_first(out.element(r, j), chains[r], rows);
             }
         }
     }
@@ -184,19 +181,18 @@ unsafe fn block_of_256<S: Simd, F: Format256<S>, const R: usize>(
     }
 }
 
-/// Output rows `first .. first + R` for weights in blocks of 32.
+/// The product with `R` activation rows for weights in blocks of 32.
 ///
 /// # Safety
 /// The processor has the instruction set `S`, whose features the caller is compiled with.
 #[inline(always)]
 pub(super) unsafe fn blocks_of_32<S: Simd, F: Format32<S>, const R: usize>(
     product: &Product<'_>,
-    first: usize,
     out: &mut OutTile<'_>,
 ) {
     debug_assert_eq!(product.format, F::FORMAT);
     let bytes = F::FORMAT.block_bytes();
-    let x = pointers::<R>(product, first);
+    let x = pointers::<R>(product);
     let blocks = product.cols / 32;
     let mut scratch = MaybeUninit::<Scratch32<R>>::uninit();
     let scratch = scratch.as_mut_ptr();
@@ -226,7 +222,7 @@ pub(super) unsafe fn blocks_of_32<S: Simd, F: Format32<S>, const R: usize>(
                 }
             }
             for r in 0..R {
-                S::store_first(out.element(first + r, j), chains[r], rows);
+                S::store_first(out.element(r, j), chains[r], rows);
             }
         }
     }
@@ -340,20 +336,19 @@ float_format!(F32, QFormat::F32, load_floats);
 float_format!(F16, QFormat::F16, load_f16);
 float_format!(BF16, QFormat::BF16, load_bf16);
 
-/// Output rows `first .. first + R` for float weights, four weight rows at a time.
+/// The product with `R` activation rows for float weights, four weight rows at a time.
 ///
 /// # Safety
 /// The processor has the instruction set `S`, whose features the caller is compiled with.
 #[inline(always)]
 pub(super) unsafe fn floats<S: Simd, F: FloatFormat<S>, const R: usize>(
     product: &Product<'_>,
-    first: usize,
     out: &mut OutTile<'_>,
 ) {
     const ROWS: usize = 4;
     debug_assert_eq!(product.format, F::FORMAT);
     let bytes = F::FORMAT.block_bytes();
-    let x = pointers::<R>(product, first);
+    let x = pointers::<R>(product);
     let whole = product.cols - product.cols % LANES;
     for j in (0..out.cols()).step_by(ROWS) {
         let rows = ROWS.min(out.cols() - j);
@@ -386,9 +381,12 @@ pub(super) unsafe fn floats<S: Simd, F: FloatFormat<S>, const R: usize>(
                     }
                 }
             }
+            // Bounds known when compiling keep the sums in registers.
             for r in 0..R {
-                for row in 0..rows {
-                    *out.element(first + r, j + row) = S::tree_sum(sums[row][r]);
+                for row in 0..ROWS {
+                    if row < rows {
+                        *out.element(r, j + row) = S::tree_sum(sums[row][r]);
+                    }
                 }
             }
         }

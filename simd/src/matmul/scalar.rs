@@ -1,7 +1,5 @@
 //! The oracle: products as the module documentation defines them, in plain code.
 
-use std::ops::Range;
-
 use half::{bf16, f16};
 
 use super::activations::ActivationRow;
@@ -68,35 +66,30 @@ fn sum(quants: &[i8]) -> i32 {
     quants.iter().map(|&quant| i32::from(quant)).sum()
 }
 
-/// The whole product.
+/// The product, one output at a time.
 pub(super) fn matmul(product: &Product<'_>, out: &mut OutTile<'_>) {
-    rows(product, 0, out.rows(), out);
-}
-
-/// Output rows `first .. first + count`, one output at a time.
-pub(super) fn rows(product: &Product<'_>, first: usize, count: usize, out: &mut OutTile<'_>) {
     for (j, row) in product.weights.chunks_exact(product.row_bytes).enumerate() {
         match product.format.activation_kind() {
             ActivationKind::F32 => {
-                for i in first..first + count {
+                for i in 0..out.rows() {
                     let x = product.row(i);
                     out.row_mut(i)[j] = float_dot(product.format, row, x.floats, product.cols);
                 }
             }
-            _ => block_row(product, row, j, first..first + count, out),
+            _ => block_row(product, row, j, out),
         }
     }
 }
 
 /// Column `j` of the product for weights in blocks. The outputs hold the chains, so that a block is taken apart once.
-fn block_row(product: &Product<'_>, row: &[u8], j: usize, rows: Range<usize>, out: &mut OutTile<'_>) {
-    for i in rows.clone() {
+fn block_row(product: &Product<'_>, row: &[u8], j: usize, out: &mut OutTile<'_>) {
+    for i in 0..out.rows() {
         out.row_mut(i)[j] = 0.0;
     }
     let mut block = Block::ZERO;
     for (b, bytes) in row.chunks_exact(product.format.block_bytes()).enumerate() {
         unpack_block(product.format, bytes, &mut block);
-        for i in rows.clone() {
+        for i in 0..out.rows() {
             let output = &mut out.row_mut(i)[j];
             *output = add_block(product.format, &block, product.row(i), b, *output);
         }

@@ -6,7 +6,6 @@
 /// Every function requires that the processor has the instruction set; those that take pointers, that the bytes they
 /// name are readable (writable for `store`). Callers are compiled with the set's features enabled, into which these
 /// functions are inlined.
-#[allow(dead_code)] // some serve the panels only
 pub(super) trait Simd: Copy {
     /// 64 bytes of integers.
     type Vector: Copy;
@@ -32,6 +31,9 @@ pub(super) trait Simd: Copy {
     unsafe fn splat_int(int: i32) -> Self::Vector;
     /// Brings the line at `p` closer; any address will do.
     unsafe fn prefetch(p: *const u8);
+
+    /// Brings the line at `p` no closer than the second cache level.
+    unsafe fn prefetch_far(p: *const u8);
 
     /// Low nibbles of 32 bytes, then their high nibbles.
     unsafe fn nibbles_of_32(p: *const u8) -> Self::Vector;
@@ -61,6 +63,8 @@ pub(super) trait Simd: Copy {
     unsafe fn spread<const GROUP: usize>(half: Self::Half) -> Self::Vector;
     /// The upper word of each int, sign-extended.
     unsafe fn upper_words(v: Self::Vector) -> Self::Vector;
+    /// The lower word of each int, sign-extended.
+    unsafe fn lower_words(v: Self::Vector) -> Self::Vector;
     /// The lower words of `low`'s ints and, above them, the lower words of `high`'s.
     unsafe fn pair_words(low: Self::Vector, high: Self::Vector) -> Self::Vector;
     /// The half's words, with nothing in particular above them.
@@ -70,8 +74,6 @@ pub(super) trait Simd: Copy {
     unsafe fn subtract(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// Lower 32 bits of the products of ints.
     unsafe fn multiply(a: Self::Vector, b: Self::Vector) -> Self::Vector;
-    /// Lower 16 bits of the products of words.
-    unsafe fn multiply_words(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// Adds the dot products of four bytes to each int: `w` unsigned, below 64; or any weight in stored form if
     /// `WIDE`. `x` is -127 to 127.
     unsafe fn dot<const WIDE: bool>(sum: Self::Vector, w: Self::Vector, x: Self::Vector) -> Self::Vector;

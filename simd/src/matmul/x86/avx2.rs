@@ -111,6 +111,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn prefetch_far(p: *const u8) {
+        // SAFETY: the trait's promise.
+        unsafe { _mm_prefetch(p.cast(), _MM_HINT_T1) }
+    }
+
+    #[inline(always)]
     unsafe fn nibbles_of_32(p: *const u8) -> Two<__m256i> {
         // SAFETY: the trait's promise.
         unsafe {
@@ -235,6 +241,15 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn lower_words(v: Two<__m256i>) -> Two<__m256i> {
+        // SAFETY: the trait's promise.
+        unsafe {
+            let (low, high) = (_mm256_slli_epi32(v.0, 16), _mm256_slli_epi32(v.1, 16));
+            Two(_mm256_srai_epi32(low, 16), _mm256_srai_epi32(high, 16))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn pair_words(low: Two<__m256i>, high: Two<__m256i>) -> Two<__m256i> {
         // SAFETY: the trait's promise.
         unsafe {
@@ -264,11 +279,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn multiply(a: Two<__m256i>, b: Two<__m256i>) -> Two<__m256i> {
         each!(_mm256_mullo_epi32, a, b)
-    }
-
-    #[inline(always)]
-    unsafe fn multiply_words(a: Two<__m256i>, b: Two<__m256i>) -> Two<__m256i> {
-        each!(_mm256_mullo_epi16, a, b)
     }
 
     #[inline(always)]

@@ -93,6 +93,12 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn prefetch_far(p: *const u8) {
+        // SAFETY: the trait's promise.
+        unsafe { _mm_prefetch(p.cast(), _MM_HINT_T1) }
+    }
+
+    #[inline(always)]
     unsafe fn nibbles_of_32(p: *const u8) -> __m512i {
         // SAFETY: the trait's promise.
         unsafe {
@@ -202,6 +208,12 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn lower_words(v: __m512i) -> __m512i {
+        // SAFETY: the trait's promise.
+        unsafe { _mm512_srai_epi32(_mm512_slli_epi32(v, 16), 16) }
+    }
+
+    #[inline(always)]
     unsafe fn pair_words(low: __m512i, high: __m512i) -> __m512i {
         // SAFETY: the trait's promise.
         unsafe { _mm512_mask_blend_epi16(0xaaaa_aaaa, low, _mm512_slli_epi32(high, 16)) }
@@ -229,12 +241,6 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     unsafe fn multiply(a: __m512i, b: __m512i) -> __m512i {
         // SAFETY: the trait's promise.
         unsafe { _mm512_mullo_epi32(a, b) }
-    }
-
-    #[inline(always)]
-    unsafe fn multiply_words(a: __m512i, b: __m512i) -> __m512i {
-        // SAFETY: the trait's promise.
-        unsafe { _mm512_mullo_epi16(a, b) }
     }
 
     #[inline(always)]
