@@ -5,6 +5,7 @@ pub mod file;
 pub mod load;
 pub mod par;
 pub mod runner;
+pub mod sample;
 pub mod state;
 pub mod text;
 pub mod weights;

@@ -59,7 +59,7 @@ fn features_render_as_transformers_renders_them() {
 /// Seconds since 1970 of `[year, month, day, hour, minute, second]`, by counting days.
 fn moment(parts: &[Value]) -> SystemTime {
     let part = |index: usize| parts[index].as_u64().expect("a number");
-    let leap = |year: u64| year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let mut days: u64 = (1970..part(0)).map(|year| 365 + u64::from(leap(year))).sum();
     let lengths = [31, 28 + u64::from(leap(part(0))), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
     days += lengths[..part(1) as usize - 1].iter().sum::<u64>() + part(2) - 1;

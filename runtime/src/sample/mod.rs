@@ -1,0 +1,20 @@
+//! From logits to tokens: the sampling chain, stop strings, speculation rules.
+//!
+//! Names, order and defaults follow llama.cpp. Everything here is a pure function of its arguments: a token depends on
+//! the logits, the history, the parameters and the seed, never on what else runs, on time, or on how many threads do.
+
+pub mod logprobs;
+pub mod mask;
+pub mod ngram;
+pub mod params;
+pub mod random;
+pub mod sampler;
+pub mod speculate;
+pub mod stages;
+pub mod stop;
+
+pub use mask::TokenMask;
+pub use params::{SamplerOrder, SamplingError, SamplingParams, Stage};
+pub use sampler::{SampleError, SampledToken, Sampler};
+pub use stages::Candidate;
+pub use stop::{StopError, StopMatcher};
