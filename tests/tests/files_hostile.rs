@@ -330,6 +330,15 @@ fn tensors_that_belong_to_nothing_are_refused() {
 }
 
 #[test]
+fn the_bias_of_the_decay_has_two_names() {
+    let mut parts = parts(&tiny_spec("qwen35"));
+    let (tensor, _) =
+        parts.tensors.iter_mut().find(|(tensor, _)| tensor.name == "blk.0.ssm_dt.bias").unwrap();
+    tensor.name = "blk.0.ssm_dt".to_owned();
+    assert!(parts.load().is_ok());
+}
+
+#[test]
 fn numbers_that_are_none_are_refused() {
     let bytes = tiny_gguf("qwen35");
     let range = parse(bytes.clone()).unwrap().tensor("blk.0.ssm_a").unwrap().range.clone();
