@@ -59,7 +59,8 @@ pub(super) fn open_gguf(path: &Path, access: Access) -> Result<OpenGguf, LoadErr
 }
 
 /// Opens a GGUF file that is already in memory.
-pub(super) fn open_gguf_bytes(path: &Path, source: Arc<dyn ByteSource>) -> Result<OpenGguf, LoadError> {
+pub(super) fn open_gguf_bytes(source: Arc<dyn ByteSource>) -> Result<OpenGguf, LoadError> {
+    let path = Path::new("built-in model");
     let head = parse_gguf(path, source)?;
     let mut store = TensorStore::default();
     store.add_gguf(path, &head)?;

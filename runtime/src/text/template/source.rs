@@ -77,9 +77,8 @@ pub(super) fn without_generation_tags(source: &str) -> String {
     let mut result = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        // From behind the opening, for `{%}` closes nothing.
-        let Some(length) = rest[start + 2..].find("%}") else { break };
-        let inner = &rest[start + 2..start + 2 + length];
+        let Some(length) = rest[start..].find("%}") else { break };
+        let inner = &rest[start + 2..start + length];
         let word = inner.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
         let replacement = match word {
             "generation" => Some("with"),
@@ -91,7 +90,7 @@ pub(super) fn without_generation_tags(source: &str) -> String {
                 result.push_str(&rest[..start + 2]);
                 result.push_str(&inner.replace(word, &format!(" {tag} ")));
                 result.push_str("%}");
-                rest = &rest[start + length + 4..];
+                rest = &rest[start + length + 2..];
             }
             None => {
                 result.push_str(&rest[..start + 2]);

@@ -1,0 +1,128 @@
+//! How an engine is set up.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use millpond_simd::Isa;
+
+use crate::backend::BackendError;
+use crate::par::TeamError;
+use crate::runner::BufferOptions;
+use crate::state::memory::KvType;
+
+/// Where drafts come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SpecMode {
+    /// No drafts.
+    Off,
+    /// The model's own head where it has one, repetition of earlier text otherwise; only while it pays.
+    #[default]
+    Auto,
+    /// Repetition of earlier text.
+    Ngram,
+    /// The model's own multi-token-prediction head.
+    Mtp,
+}
+
+/// A name that is no [`SpecMode`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown speculation mode '{0}'; expected off, auto, ngram or mtp")]
+pub struct UnknownSpecMode(String);
+
+impl FromStr for SpecMode {
+    type Err = UnknownSpecMode;
+
+    fn from_str(name: &str) -> Result<SpecMode, UnknownSpecMode> {
+        match name {
+            "off" | "none" => Ok(SpecMode::Off),
+            "auto" => Ok(SpecMode::Auto),
+            "ngram" => Ok(SpecMode::Ngram),
+            "mtp" => Ok(SpecMode::Mtp),
+            _ => Err(UnknownSpecMode(name.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for SpecMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SpecMode::Off => "off",
+            SpecMode::Auto => "auto",
+            SpecMode::Ngram => "ngram",
+            SpecMode::Mtp => "mtp",
+        })
+    }
+}
+
+/// How an engine is set up. [`EngineOptions::default`] suits most machines.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Worker threads; 0 for one per physical core.
+    pub threads: usize,
+    /// Instruction-set level; the best this processor has if absent.
+    pub isa: Option<Isa>,
+    /// Most tokens of a request, prompt and answer together; 0 for what the model was made for.
+    pub context: usize,
+    /// Precision of the attention cache.
+    pub kv_type: KvType,
+    /// How the state of sequences is kept.
+    pub buffer: BufferOptions,
+    /// Bytes that running sequences may hold; derived from the machine's memory if absent.
+    pub memory_budget: Option<usize>,
+    /// Bytes that the prefix cache may hold; the larger of 5 % of the machine's memory and 8 snapshots if absent.
+    pub cache_budget: Option<usize>,
+    /// Most requests that wait.
+    pub max_queue: usize,
+    /// Most requests that run at once.
+    pub max_running: usize,
+    /// Longest time between two tokens of a stream that a long prompt beside it may cause.
+    pub max_gap: Duration,
+    /// Where drafts come from, unless a request says otherwise.
+    pub spec: SpecMode,
+    /// Longest draft. `buffer.max_window` grows to hold it.
+    pub spec_draft_max: usize,
+    /// Folder of saved sessions; without one, sessions can be neither saved nor loaded.
+    pub session_dir: Option<PathBuf>,
+}
+
+impl Default for EngineOptions {
+    fn default() -> EngineOptions {
+        EngineOptions {
+            threads: 0,
+            isa: None,
+            context: 0,
+            kv_type: KvType::default(),
+            buffer: BufferOptions::default(),
+            memory_budget: None,
+            cache_budget: None,
+            max_queue: 256,
+            max_running: 16,
+            max_gap: Duration::from_millis(250),
+            spec: SpecMode::Auto,
+            spec_draft_max: 4,
+            session_dir: None,
+        }
+    }
+}
+
+/// Why an engine could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The processor lacks an instruction-set level.
+    #[error("this processor lacks {0}")]
+    Isa(Isa),
+    /// No worker threads.
+    #[error(transparent)]
+    Team(#[from] TeamError),
+    /// The backend does not take the model.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// No thread for the engine itself.
+    #[error("cannot start the engine's thread: {0}")]
+    Thread(std::io::Error),
+    /// Options that contradict each other or the model.
+    #[error("{0}")]
+    Options(String),
+}

@@ -1,0 +1,199 @@
+//! One pass: which rows of which streams, and what becomes of what they yield.
+
+use std::time::Instant;
+
+use super::request::{FinishReason, RequestError};
+use super::scheduler::Plan;
+use super::stream::Stream;
+use super::worker::{Outcome, Worker};
+use crate::backend::{Outputs, WantLogits};
+use crate::runner::{RunError, Runner, Sequence, Work};
+use crate::state::PassKind;
+
+/// Rows of one stream in a pass.
+pub(super) struct Lane {
+    /// Index into the running streams.
+    stream: usize,
+    sequence: Sequence,
+    rows: usize,
+    kind: PassKind,
+    logits: WantLogits,
+}
+
+impl Worker {
+    /// Takes the sequences of a planned step out of their streams.
+    pub(super) fn compose(&mut self, plan: &Plan) {
+        self.lanes.clear();
+        for (index, stream) in self.running.iter_mut().enumerate() {
+            let prefill = plan.slice.filter(|slice| slice.id == stream.id);
+            let (rows, kind, logits) = if let Some(slice) = prefill {
+                let ends = stream.position() + slice.rows == stream.prompt_len();
+                let logits = match () {
+                    () if stream.request.echo => WantLogits::All,
+                    () if ends && stream.limit > 0 => WantLogits::Last,
+                    () => WantLogits::None,
+                };
+                (slice.rows, PassKind::Prefill, logits)
+            } else if plan.decode.contains(&stream.id) {
+                stream.window.clear();
+                stream.window.extend(stream.tokens.last());
+                (stream.window.len(), PassKind::Window, WantLogits::All)
+            } else {
+                continue;
+            };
+            if let Some(sequence) = stream.sequence.take() {
+                self.lanes.push(Lane { stream: index, sequence, rows, kind, logits });
+            }
+        }
+    }
+
+    /// Runs the composed pass and takes in what it yields.
+    pub(super) fn pass(&mut self) -> Vec<(usize, Outcome)> {
+        let pools = self.lanes.iter().any(|lane| self.running[lane.stream].request.embeddings.is_some());
+        self.runner.outputs_mut().want_hidden = pools;
+        let started = Instant::now();
+        if let Err(error) = run(&mut self.runner, &mut self.lanes, &self.running) {
+            return self.fail_lanes(&RequestError::Backend(error.to_string()));
+        }
+        let took = started.elapsed();
+        let rows_of = |kind: PassKind| {
+            self.lanes.iter().filter(|lane| lane.kind == kind).map(|lane| lane.rows).sum::<usize>()
+        };
+        let (decode, slice) = (rows_of(PassKind::Window), rows_of(PassKind::Prefill));
+        self.costs.record(decode, slice, took);
+        self.slices += u64::from(slice > 0);
+        {
+            let mut stats = self.shared.stats();
+            stats.steps += 1;
+            let seconds = if slice > 0 { &mut stats.prefill_seconds } else { &mut stats.decode_seconds };
+            *seconds += took.as_secs_f64();
+        }
+        let outputs = std::mem::take(self.runner.outputs_mut());
+        let outcomes = self.digest(&outputs);
+        *self.runner.outputs_mut() = outputs;
+        outcomes
+    }
+
+    /// Samples, commits and emits, lane by lane.
+    fn digest(&mut self, outputs: &Outputs) -> Vec<(usize, Outcome)> {
+        let (vocab, width) = (self.model.spec.vocab, self.model.spec.hidden);
+        let (mut logits, mut hidden) = (&outputs.logits[..], &outputs.hidden[..]);
+        let mut outcomes = Vec::new();
+        for lane in std::mem::take(&mut self.lanes) {
+            let index = lane.stream;
+            let wanted = match lane.logits {
+                WantLogits::None => 0,
+                WantLogits::Last => 1,
+                WantLogits::All => lane.rows,
+            };
+            let (mine, rest) = logits.split_at(wanted * vocab);
+            logits = rest;
+            let states = if outputs.want_hidden { lane.rows * width } else { 0 };
+            let (states, rest) = hidden.split_at(states);
+            hidden = rest;
+            let outcome = match lane.kind {
+                PassKind::Prefill => self.digest_prompt(lane, mine, states),
+                PassKind::Window => self.digest_window(lane, mine),
+            };
+            outcomes.extend(outcome.map(|outcome| (index, outcome)));
+        }
+        outcomes
+    }
+
+    /// Takes in a slice of a prompt: its logits, where wanted, and its hidden states, where any stream wants some.
+    fn digest_prompt(&mut self, lane: Lane, logits: &[f32], hidden: &[f32]) -> Option<Outcome> {
+        let (vocab, width) = (self.model.spec.vocab, self.model.spec.hidden);
+        let stream = &mut self.running[lane.stream];
+        let (end, last) = (lane.sequence.position(), logits.chunks_exact(vocab).next_back());
+        stream.sequence = Some(lane.sequence);
+        if stream.request.echo {
+            for (row, logits) in logits.chunks_exact(vocab).enumerate() {
+                stream.push_prompt_row(end - lane.rows + row, logits);
+            }
+        }
+        if stream.request.embeddings.is_some() {
+            stream.pool(hidden, width);
+        }
+        stream.report_prefill();
+        if end < stream.prompt_len() {
+            return None;
+        }
+        stream.report_prompt();
+        match last {
+            Some(row) if stream.limit > 0 => self.emit(lane.stream, row).map_or_else(
+                |error| Some(Outcome::Failed(error)),
+                |(_, finished)| finished.map(Outcome::Finished),
+            ),
+            _ => Some(Outcome::Finished(FinishReason::Length)),
+        }
+    }
+
+    /// Takes in decode rows: as many stand as agree with what is chosen.
+    fn digest_window(&mut self, mut lane: Lane, logits: &[f32]) -> Option<Outcome> {
+        let mut accepted = 0;
+        let mut outcome = None;
+        for row in logits.chunks_exact(self.model.spec.vocab) {
+            accepted += 1;
+            match self.emit(lane.stream, row) {
+                Ok((token, None)) if self.running[lane.stream].window.get(accepted) == Some(&token) => {}
+                Ok((_, finished)) => {
+                    outcome = finished.map(Outcome::Finished);
+                    break;
+                }
+                Err(error) => {
+                    outcome = Some(Outcome::Failed(error));
+                    break;
+                }
+            }
+        }
+        let committed = self.runner.commit(&mut lane.sequence, accepted);
+        let stream = &mut self.running[lane.stream];
+        stream.sequence = Some(lane.sequence);
+        stream.usage.drafted += lane.rows - 1;
+        stream.usage.accepted += accepted - 1;
+        match committed {
+            Ok(()) => outcome,
+            Err(error) => Some(Outcome::Failed(RequestError::Backend(error.to_string()))),
+        }
+    }
+
+    /// Chooses a token from a row of logits and sends it.
+    fn emit(&mut self, stream: usize, logits: &[f32]) -> Result<(u32, Option<FinishReason>), RequestError> {
+        let stream = &mut self.running[stream];
+        let token = stream.choose(logits)?;
+        let logprob = stream.logprob(logits, token);
+        let finished = stream.push(token, logprob, self.model.tokenizer.as_deref());
+        self.shared.stats().generated_tokens += 1;
+        Ok((token, finished))
+    }
+
+    /// Takes the sequences of a failed pass back; their streams fail.
+    pub(super) fn fail_lanes(&mut self, error: &RequestError) -> Vec<(usize, Outcome)> {
+        let mut outcomes = Vec::new();
+        for lane in self.lanes.drain(..) {
+            self.running[lane.stream].sequence = Some(lane.sequence);
+            outcomes.push((lane.stream, Outcome::Failed(error.clone())));
+        }
+        outcomes
+    }
+}
+
+/// Runs the lanes as one pass.
+fn run(runner: &mut Runner, lanes: &mut [Lane], streams: &[Stream]) -> Result<(), RunError> {
+    let mut work: Vec<Work<'_>> = lanes
+        .iter_mut()
+        .map(|lane| {
+            let stream = &streams[lane.stream];
+            let tokens = match lane.kind {
+                PassKind::Prefill => {
+                    let position = lane.sequence.position();
+                    &stream.tokens[position..position + lane.rows]
+                }
+                PassKind::Window => &stream.window[..],
+            };
+            Work { sequence: &mut lane.sequence, tokens, kind: lane.kind, logits: lane.logits }
+        })
+        .collect();
+    runner.step(&mut work)?;
+    Ok(())
+}

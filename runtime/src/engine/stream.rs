@@ -1,0 +1,216 @@
+//! One request on its way through the engine.
+
+use std::time::Instant;
+
+use super::emit::TextEmitter;
+use super::generation::EventSink;
+use super::request::{Event, FinishReason, Pooling, Request, RequestError, TokenLogprob, Usage};
+use super::scheduler::Phase;
+use crate::runner::Sequence;
+use crate::sample::logprobs::token_logprobs;
+use crate::sample::{SampleError, Sampler, StopMatcher};
+use crate::state::cursor::PREFILL_CHUNK;
+use crate::text::Tokenizer;
+
+/// One request on its way through the engine.
+pub(crate) struct Stream {
+    pub(super) id: u64,
+    pub(super) request: Request,
+    pub(super) sink: EventSink,
+    /// Prompt, then what has been generated.
+    pub(super) tokens: Vec<u32>,
+    /// Most tokens to generate.
+    pub(super) limit: usize,
+    /// Its state; absent while it waits.
+    pub(super) sequence: Option<Sequence>,
+    /// Bytes reserved for it.
+    pub(super) reserved: usize,
+    /// Tokens that the reserved bytes are enough for.
+    pub(super) room: usize,
+    /// How often a later request has entered before it.
+    pub(super) overtaken: u32,
+    /// Rows of the next decode pass: the last token and drafts after it.
+    pub(super) window: Vec<u32>,
+    /// Sum of hidden states, or the last of them.
+    pub(super) pooled: Vec<f64>,
+    /// Probabilities of the prompt's tokens, where asked for.
+    pub(super) prompt_logprobs: Vec<Option<TokenLogprob>>,
+    pub(super) usage: Usage,
+    sampler: Sampler,
+    emitter: TextEmitter,
+    arrived: Instant,
+    entered: Option<Instant>,
+    first_token: Option<Instant>,
+}
+
+impl Stream {
+    pub(super) fn new(
+        id: u64,
+        request: Request,
+        limit: usize,
+        sink: EventSink,
+        sampler: Sampler,
+        stops: StopMatcher,
+    ) -> Stream {
+        let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
+        Stream {
+            id,
+            tokens: request.prompt.clone(),
+            limit,
+            sequence: None,
+            reserved: 0,
+            room: 0,
+            overtaken: 0,
+            window: Vec::new(),
+            pooled: Vec::new(),
+            prompt_logprobs: Vec::new(),
+            usage,
+            sampler,
+            emitter: TextEmitter::new(stops),
+            arrived: Instant::now(),
+            entered: None,
+            first_token: None,
+            request,
+            sink,
+        }
+    }
+
+    /// Tokens of the prompt.
+    pub(super) fn prompt_len(&self) -> usize {
+        self.usage.prompt_tokens
+    }
+
+    /// Tokens generated.
+    pub(super) fn generated(&self) -> usize {
+        self.tokens.len() - self.prompt_len()
+    }
+
+    /// Tokens whose state is there.
+    pub(super) fn position(&self) -> usize {
+        self.sequence.as_ref().map_or(0, Sequence::position)
+    }
+
+    /// What it does next, if nothing holds it up.
+    pub(super) fn phase(&self) -> Phase {
+        let position = self.position();
+        if position < self.prompt_len() {
+            let left = self.prompt_len() - position;
+            // Logits of every row are large, so prompts that want them go chunk by chunk.
+            let stop = if self.request.echo { PREFILL_CHUNK - position % PREFILL_CHUNK } else { left };
+            return Phase::Prefill { position, left, stop: stop.min(left) };
+        }
+        Phase::Decode
+    }
+
+    /// Leaves the queue.
+    pub(super) fn enter(&mut self, sequence: Sequence) {
+        self.usage.cached_tokens = sequence.position();
+        self.sequence = Some(sequence);
+        let now = Instant::now();
+        self.usage.queued = now - self.arrived;
+        self.entered = Some(now);
+    }
+
+    /// Reports progress of the prompt.
+    pub(super) fn report_prefill(&self) {
+        let (done, total, cached) = (self.position(), self.prompt_len(), self.usage.cached_tokens);
+        self.sink.send(Event::Prefill { done, total, cached });
+    }
+
+    /// Chooses the next token from a row of logits.
+    ///
+    /// # Errors
+    /// [`SampleError`] where there is nothing to choose from.
+    pub(super) fn choose(&mut self, logits: &[f32]) -> Result<u32, SampleError> {
+        Ok(self.sampler.sample(logits, &self.tokens, None)?.id)
+    }
+
+    /// The probability of `token` by a row of logits, where asked for.
+    pub(super) fn logprob(&self, logits: &[f32], token: u32) -> Option<TokenLogprob> {
+        self.request.logprobs.map(|count| {
+            let found = token_logprobs(logits, token, count);
+            TokenLogprob { id: token, logprob: found.chosen, top: found.top }
+        })
+    }
+
+    /// Takes a row of logits of the prompt: that after the token at `position`.
+    pub(super) fn push_prompt_row(&mut self, position: usize, logits: &[f32]) {
+        if self.prompt_logprobs.is_empty() {
+            self.prompt_logprobs.push(None);
+        }
+        if let Some(&next) = self.tokens[..self.prompt_len()].get(position + 1) {
+            let found = token_logprobs(logits, next, self.request.logprobs.unwrap_or(0));
+            self.prompt_logprobs.push(Some(TokenLogprob { id: next, logprob: found.chosen, top: found.top }));
+        }
+    }
+
+    /// Takes hidden states of the prompt, `[rows][width]`.
+    pub(super) fn pool(&mut self, hidden: &[f32], width: usize) {
+        self.pooled.resize(width, 0.0);
+        for row in hidden.chunks_exact(width) {
+            let last = self.request.embeddings == Some(Pooling::Last);
+            for (sum, &value) in self.pooled.iter_mut().zip(row) {
+                *sum = if last { f64::from(value) } else { *sum + f64::from(value) };
+            }
+        }
+    }
+
+    /// Sends what the prompt itself yields.
+    pub(super) fn report_prompt(&mut self) {
+        if self.request.echo {
+            self.sink.send(Event::Prompt(std::mem::take(&mut self.prompt_logprobs)));
+        }
+        if let Some(pooling) = self.request.embeddings {
+            let rows = if pooling == Pooling::Mean { self.prompt_len() as f64 } else { 1.0 };
+            self.sink.send(Event::Embedding(self.pooled.iter().map(|sum| (sum / rows) as f32).collect()));
+        }
+    }
+
+    /// Takes a generated token; returns why the generation ends with it, if it does.
+    pub(super) fn push(
+        &mut self,
+        token: u32,
+        logprob: Option<TokenLogprob>,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Option<FinishReason> {
+        self.first_token.get_or_insert_with(Instant::now);
+        self.tokens.push(token);
+        self.usage.completion_tokens += 1;
+        let ends = tokenizer.is_some_and(|tokenizer| tokenizer.is_end_of_generation(token));
+        if ends && !self.request.ignore_eos {
+            self.sink.send(Event::Token { id: token, text: String::new(), logprob });
+            return Some(FinishReason::Eos);
+        }
+        // Control tokens steer the model; they are no text.
+        let bytes = match tokenizer {
+            Some(tokenizer) if !tokenizer.is_special(token) => tokenizer.token_bytes(token),
+            _ => &[],
+        };
+        let (text, stop) = self.emitter.push(bytes);
+        self.sink.send(Event::Token { id: token, text, logprob });
+        match stop {
+            Some(stop) => Some(FinishReason::Stop(stop)),
+            None => (self.generated() >= self.limit).then_some(FinishReason::Length),
+        }
+    }
+
+    /// Sends the last event.
+    pub(super) fn finish(&mut self, reason: FinishReason) {
+        let text = if let FinishReason::Stop(_) = reason { String::new() } else { self.emitter.finish() };
+        let now = Instant::now();
+        match (self.entered, self.first_token) {
+            (Some(entered), Some(first)) => {
+                self.usage.prefill = first - entered;
+                self.usage.decode = now - first;
+            }
+            (Some(entered), None) => self.usage.prefill = now - entered,
+            (None, _) => self.usage.queued = now - self.arrived,
+        }
+        self.sink.send(Event::Done { reason, text, usage: self.usage.clone() });
+    }
+
+    /// Sends the last event of a request that failed.
+    pub(super) fn fail(&self, error: RequestError) {
+        self.sink.send(Event::Error(error));
+    }
+}
