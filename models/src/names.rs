@@ -118,12 +118,15 @@ pub enum Names {
     },
 }
 
+/// Names of the output head in Hugging Face checkpoints.
+pub(crate) const HEADS: [&str; 2] = ["lm_head.weight", "language_model.lm_head.weight"];
+
 /// Prefixes of text weights and the head's name: text alone, inside a wrapper, inside an older wrapper, bare.
 const LAYOUTS: [(&str, &str); 4] = [
-    ("model.", "lm_head.weight"),
-    ("model.language_model.", "lm_head.weight"),
-    ("language_model.model.", "language_model.lm_head.weight"),
-    ("", "lm_head.weight"),
+    ("model.", HEADS[0]),
+    ("model.language_model.", HEADS[0]),
+    ("language_model.model.", HEADS[1]),
+    ("", HEADS[0]),
 ];
 
 impl Names {
@@ -159,6 +162,16 @@ impl Names {
                 (Place::Mtp, _) if is_mtp(role) => Some(format!("{mtp}{}", hugging_face_name(role)?)),
                 (Place::Mtp, _) => Some(format!("{mtp}layers.0.{}", hugging_face_name(role)?)),
             },
+        }
+    }
+
+    /// Another name that some files have for a tensor.
+    pub fn other_name(&self, place: Place, role: Role) -> Option<String> {
+        match (self, role) {
+            (Names::Gguf { .. }, Role::LinearDtBias) => {
+                self.name(place, role)?.strip_suffix(".bias").map(str::to_owned)
+            }
+            _ => None,
         }
     }
 

@@ -72,6 +72,8 @@ fn names_follow_the_place() {
         "model.layers.1.mlp.experts.17.up_proj.weight"
     );
     assert_eq!(GGUF.name(Place::Layer(1), Role::ExpertUp(17)), None);
+    assert_eq!(GGUF.other_name(Place::Layer(1), Role::LinearDtBias).as_deref(), Some("blk.1.ssm_dt"));
+    assert_eq!(text.other_name(Place::Layer(1), Role::LinearDtBias), None);
 }
 
 #[test]

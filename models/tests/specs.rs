@@ -146,6 +146,33 @@ fn a_number_of_heads_may_be_given_for_each_layer() {
     assert!(matches!(read(&metadata), Err(SpecError::Length { found: 24, .. })));
 }
 
+/// ollama's converter: zero key/value heads for linear layers, no interval, and a word on the order of value heads.
+#[test]
+fn layers_without_key_value_heads_are_linear() {
+    let mut metadata = qwen35_small();
+    let counts = |attention: &[usize]| {
+        let count = |i| Field::Integer(if attention.contains(&i) { 2 } else { 0 });
+        Field::Array((0..25).map(count).collect())
+    };
+    metadata.insert("qwen35.attention.head_count_kv".to_owned(), counts(&[5, 11, 24]));
+    metadata.insert("qwen35.ssm.v_head_reordered".to_owned(), Field::Bool(false));
+    let spec = read(&metadata).unwrap();
+    for (i, layer) in spec.layers.iter().enumerate() {
+        match &layer.mixer {
+            MixerSpec::Attention(attention) => {
+                assert!([5, 11].contains(&i));
+                assert_eq!(attention.kv_heads, 2);
+            }
+            MixerSpec::Linear(linear) => assert_eq!(linear.head_map, HeadMap::Grouped),
+        }
+    }
+    metadata.insert("qwen35.ssm.v_head_reordered".to_owned(), Field::Bool(true));
+    let spec = read(&metadata).unwrap();
+    assert_eq!(spec.layers[0].mixer.as_linear().map(|linear| linear.head_map), Some(HeadMap::Tiled));
+    metadata.insert("qwen35.attention.head_count_kv".to_owned(), counts(&[]));
+    assert!(matches!(read(&metadata), Err(SpecError::OutOfRange { .. })));
+}
+
 #[test]
 fn mixtures_from_gguf() {
     for (arch, head_map) in [("qwen35moe", HeadMap::Tiled), ("qwen3next", HeadMap::Grouped)] {
@@ -341,6 +368,10 @@ fn qwen35_from_config_alone_and_in_a_wrapper() {
     let mut config = wrapper(json!(null));
     config["text_config"]["tie_word_embeddings"] = json!(true);
     assert_eq!(from_config(&config, &no_tensor), Ok(text_spec(true)));
+    // Where the two contradict each other, the wrapper's word counts if there is a head.
+    config["tie_word_embeddings"] = json!(false);
+    assert_eq!(from_config(&config, &no_tensor), Ok(text_spec(true)));
+    assert_eq!(from_config(&config, &|name| name == "lm_head.weight"), Ok(text_spec(false)));
 }
 
 #[test]
@@ -414,6 +445,10 @@ fn configurations_of_other_models_are_refused() {
     assert!(matches!(refused("model_type", json!(null)), SpecError::Missing { .. }));
     assert!(matches!(refused("hidden_act", json!("gelu")), SpecError::Unsupported { .. }));
     assert!(matches!(refused("attention_bias", json!(true)), SpecError::Unsupported { .. }));
+    assert!(matches!(
+        refused("quantization_config", json!({"quant_method": "fp8"})),
+        SpecError::Unsupported { .. }
+    ));
     assert!(matches!(refused("linear_num_value_heads", json!(24)), SpecError::NotMultiple { .. }));
     assert!(matches!(refused("num_key_value_heads", json!(5)), SpecError::NotMultiple { .. }));
     assert!(matches!(refused("head_dim", json!(2)), SpecError::OutOfRange { .. }));

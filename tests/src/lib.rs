@@ -1,5 +1,7 @@
 //! Helpers shared by the cross-crate tests.
 
+pub mod fuzz;
 pub mod poison;
 pub mod reference;
 pub mod runners;
+pub mod tiny_files;

@@ -183,9 +183,14 @@ impl Builder<'_> {
         Ok(gate_up.into_iter().zip(down).map(glu).collect())
     }
 
-    /// The name of a tensor; a role that this kind of file has no name for is named by the role, and is missing.
+    /// The name of a tensor in these files; a role that this kind of file has no name for is named by the role, and is
+    /// missing.
     fn name(&self, place: Place, role: Role) -> String {
-        self.names.name(place, role).unwrap_or_else(|| format!("{role:?}"))
+        let name = self.names.name(place, role).unwrap_or_else(|| format!("{role:?}"));
+        match self.names.other_name(place, role) {
+            Some(other) if !self.store.has(&name) && self.store.has(&other) => other,
+            _ => name,
+        }
     }
 
     fn has(&self, place: Place, role: Role) -> bool {

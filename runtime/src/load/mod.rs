@@ -9,6 +9,7 @@ mod store;
 mod tokenizer;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use millpond_models::names::Names;
 use millpond_models::{ModelSpec, SpecError, registry};
@@ -17,7 +18,7 @@ use self::build::Builder;
 use self::open::{OpenFolder, OpenGguf};
 use self::store::TensorStore;
 use crate::file::mmap::{self, Access};
-use crate::weights::ModelWeights;
+use crate::weights::{ByteSource, ModelWeights};
 
 pub use error::LoadError;
 pub use inspect::{Inspection, ModelSummary, TensorSummary, TypeSummary, inspect};
@@ -84,8 +85,16 @@ pub fn load_model(path: &Path, options: &LoadOptions) -> Result<LoadedModel, Loa
 /// # Errors
 /// As [`load_model`].
 pub fn load_built_in(bytes: &'static [u8]) -> Result<LoadedModel, LoadError> {
-    let opened = open::open_gguf_bytes(mmap::built_in(bytes))?;
-    load_gguf(Path::new("built-in model"), &opened)
+    load_bytes(mmap::built_in(bytes), "built-in model")
+}
+
+/// Loads a GGUF model whose bytes are at hand; messages call it `label`.
+///
+/// # Errors
+/// As [`load_model`].
+pub fn load_bytes(source: Arc<dyn ByteSource>, label: &str) -> Result<LoadedModel, LoadError> {
+    let path = Path::new(label);
+    load_gguf(path, &open::open_gguf_bytes(path, source)?)
 }
 
 /// The checkpoint folder that a path means; `None` for anything else.

@@ -59,8 +59,7 @@ pub(super) fn open_gguf(path: &Path, access: Access) -> Result<OpenGguf, LoadErr
 }
 
 /// Opens a GGUF file that is already in memory.
-pub(super) fn open_gguf_bytes(source: Arc<dyn ByteSource>) -> Result<OpenGguf, LoadError> {
-    let path = Path::new("built-in model");
+pub(super) fn open_gguf_bytes(path: &Path, source: Arc<dyn ByteSource>) -> Result<OpenGguf, LoadError> {
     let head = parse_gguf(path, source)?;
     let mut store = TensorStore::default();
     store.add_gguf(path, &head)?;

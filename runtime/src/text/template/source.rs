@@ -77,8 +77,9 @@ pub(super) fn without_generation_tags(source: &str) -> String {
     let mut result = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(length) = rest[start..].find("%}") else { break };
-        let inner = &rest[start + 2..start + length];
+        // From behind the opening, for `{%}` closes nothing.
+        let Some(length) = rest[start + 2..].find("%}") else { break };
+        let inner = &rest[start + 2..start + 2 + length];
         let word = inner.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
         let replacement = match word {
             "generation" => Some("with"),
@@ -90,7 +91,7 @@ pub(super) fn without_generation_tags(source: &str) -> String {
                 result.push_str(&rest[..start + 2]);
                 result.push_str(&inner.replace(word, &format!(" {tag} ")));
                 result.push_str("%}");
-                rest = &rest[start + length + 2..];
+                rest = &rest[start + length + 4..];
             }
             None => {
                 result.push_str(&rest[..start + 2]);

@@ -4,13 +4,21 @@
 //! proportion to a number the file merely claims. Values stay where they are in the file: strings and arrays are
 //! decoded when asked for. Layout after ggml's `docs/gguf.md`.
 
+mod error;
+mod reader;
+mod value;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use self::reader::Reader;
 use super::ggml_type::{GgmlType, type_of_id};
 use crate::weights::ByteSource;
+
+pub use error::GgufError;
+pub use value::{Array, Value, ValueType};
 
 /// The key that names the alignment of tensor data.
 pub const ALIGNMENT_KEY: &str = "general.alignment";
@@ -29,202 +37,6 @@ pub const MAX_DIMS: u32 = 4;
 const MIN_ENTRY: usize = 8 + 1 + 4 + 1;
 /// Bytes of the smallest tensor entry: name length, one byte of name, dimension count, one dimension, type, offset.
 const MIN_TENSOR: usize = 8 + 1 + 4 + 8 + 4 + 8;
-
-/// Why bytes are no GGUF file.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[allow(missing_docs)] // the messages say what the fields are
-pub enum GgufError {
-    #[error("not a GGUF file: it does not begin with \"GGUF\"")]
-    Magic,
-    #[error("GGUF version {version} is not supported; 2 and 3 are")]
-    Version { version: u32 },
-    #[error("big-endian GGUF is not supported")]
-    BigEndian,
-    #[error("the file ends after {len} bytes, inside {what}")]
-    Truncated { what: String, len: usize },
-    #[error("{count} {what} cannot fit into the {available} bytes that follow")]
-    Count { what: &'static str, count: u64, available: usize },
-    #[error("metadata entry {index}: the key {problem}")]
-    Key { index: usize, problem: &'static str },
-    #[error("metadata key `{key}` occurs twice")]
-    DuplicateKey { key: String },
-    #[error("metadata key `{key}` has unknown value type {id}")]
-    ValueType { key: String, id: u32 },
-    #[error("metadata key `{key}` is an array of arrays, which no model uses")]
-    NestedArray { key: String },
-    #[error("metadata key `{key}` is a boolean with value {value}; 0 or 1 expected")]
-    Bool { key: String, value: u8 },
-    #[error("metadata key `{key}` is {found}; {expected} expected")]
-    Mistyped { key: String, found: String, expected: &'static str },
-    #[error("metadata key `{key}` is not UTF-8{}", .element.map(|i| format!(" at element {i}")).unwrap_or_default())]
-    Utf8 { key: String, element: Option<usize> },
-    #[error("metadata key `general.alignment` is {found}; a power of two up to {MAX_ALIGNMENT} expected")]
-    Alignment { found: u64 },
-    #[error("tensor entry {index}: the name {problem}")]
-    Name { index: usize, problem: &'static str },
-    #[error("tensor `{name}` occurs twice")]
-    DuplicateTensor { name: String },
-    #[error("tensor `{name}` has {count} dimensions; 1 to {MAX_DIMS} expected")]
-    Dimensions { name: String, count: u32 },
-    #[error("tensor `{name}` has unknown type {id}")]
-    Type { name: String, id: u32 },
-    #[error("tensor `{name}` of {format} has impossible dimensions {dims:?}")]
-    Size { name: String, format: &'static str, dims: Vec<u64> },
-    #[error("tensor `{name}` begins at offset {offset}, no multiple of the alignment {alignment}")]
-    Misaligned { name: String, offset: u64, alignment: usize },
-    #[error("tensor `{name}` needs {bytes} bytes from offset {offset} of the data, which has {available}")]
-    OutOfFile { name: String, offset: u64, bytes: u64, available: usize },
-    #[error("tensors `{name}` and `{other}` share bytes")]
-    Overlap { name: String, other: String },
-}
-
-/// Type of a metadata value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // the variants are the format's own names
-pub enum ValueType {
-    U8 = 0,
-    I8 = 1,
-    U16 = 2,
-    I16 = 3,
-    U32 = 4,
-    I32 = 5,
-    F32 = 6,
-    Bool = 7,
-    String = 8,
-    Array = 9,
-    U64 = 10,
-    I64 = 11,
-    F64 = 12,
-}
-
-impl ValueType {
-    /// All types in the order of their ids.
-    pub const ALL: [ValueType; 13] = {
-        use ValueType::*;
-        [U8, I8, U16, I16, U32, I32, F32, Bool, String, Array, U64, I64, F64]
-    };
-
-    /// The type with an id of a file.
-    pub fn from_id(id: u32) -> Option<ValueType> {
-        ValueType::ALL.get(usize::try_from(id).ok()?).copied()
-    }
-
-    /// Name for messages.
-    pub fn name(self) -> &'static str {
-        const NAMES: [&str; 13] =
-            ["u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64", "i64", "f64"];
-        NAMES[self as usize]
-    }
-
-    /// Bytes of a value; `None` for strings and arrays.
-    fn size(self) -> Option<usize> {
-        use ValueType::*;
-        match self {
-            U8 | I8 | Bool => Some(1),
-            U16 | I16 => Some(2),
-            U32 | I32 | F32 => Some(4),
-            U64 | I64 | F64 => Some(8),
-            String | Array => None,
-        }
-    }
-}
-
-/// A metadata value, borrowed from the file.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[allow(missing_docs)] // the variants are the format's own names
-pub enum Value<'a> {
-    U8(u8),
-    I8(i8),
-    U16(u16),
-    I16(i16),
-    U32(u32),
-    I32(i32),
-    F32(f32),
-    Bool(bool),
-    /// Usually UTF-8, which is checked when it is asked for as text.
-    String(&'a [u8]),
-    Array(Array<'a>),
-    U64(u64),
-    I64(i64),
-    F64(f64),
-}
-
-impl Value<'_> {
-    /// The value if it is an integer of any width.
-    pub fn as_integer(&self) -> Option<i128> {
-        Some(match *self {
-            Value::U8(v) => v.into(),
-            Value::I8(v) => v.into(),
-            Value::U16(v) => v.into(),
-            Value::I16(v) => v.into(),
-            Value::U32(v) => v.into(),
-            Value::I32(v) => v.into(),
-            Value::U64(v) => v.into(),
-            Value::I64(v) => v.into(),
-            _ => return None,
-        })
-    }
-
-    /// What the value is, for messages.
-    pub fn describe(&self) -> String {
-        match self {
-            Value::U8(v) => format!("u8 {v}"),
-            Value::I8(v) => format!("i8 {v}"),
-            Value::U16(v) => format!("u16 {v}"),
-            Value::I16(v) => format!("i16 {v}"),
-            Value::U32(v) => format!("u32 {v}"),
-            Value::I32(v) => format!("i32 {v}"),
-            Value::F32(v) => format!("f32 {v}"),
-            Value::Bool(v) => format!("bool {v}"),
-            Value::String(v) => format!("a string of {} bytes", v.len()),
-            Value::Array(v) => format!("an array of {} {}", v.len(), v.element().name()),
-            Value::U64(v) => format!("u64 {v}"),
-            Value::I64(v) => format!("i64 {v}"),
-            Value::F64(v) => format!("f64 {v}"),
-        }
-    }
-}
-
-/// An array of metadata values, decoded as it is walked.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Array<'a> {
-    element: ValueType,
-    len: usize,
-    bytes: &'a [u8],
-}
-
-impl<'a> Array<'a> {
-    /// Type of the elements.
-    pub fn element(&self) -> ValueType {
-        self.element
-    }
-
-    /// Number of elements.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The array as files hold it: type of the elements, their number, the elements.
-    pub(super) fn encoded(&self) -> Vec<u8> {
-        let mut out = (self.element as u32).to_le_bytes().to_vec();
-        out.extend_from_slice(&(self.len as u64).to_le_bytes());
-        out.extend_from_slice(self.bytes);
-        out
-    }
-
-    /// The elements in order.
-    pub fn iter(&self) -> impl Iterator<Item = Value<'a>> + use<'a> {
-        let mut reader = Reader { bytes: self.bytes, at: 0 };
-        let element = self.element;
-        // The array was walked when the file was opened, so reading it again cannot fail.
-        (0..self.len).map_while(move |_| reader.scalar(element, "").ok())
-    }
-}
 
 /// One tensor of the table.
 #[derive(Clone, Debug, PartialEq)]
@@ -270,15 +82,15 @@ impl Gguf {
     /// # Errors
     /// [`GgufError`] for anything that is not a well-formed file whose tensors all lie inside it without sharing bytes.
     pub fn parse(source: Arc<dyn ByteSource>) -> Result<Gguf, GgufError> {
-        let mut reader = Reader { bytes: source.bytes(), at: 0 };
+        let mut reader = Reader::new(source.bytes());
         let (version, tensor_count, key_count) = read_preamble(&mut reader)?;
         let (keys, values) = read_metadata(&mut reader, key_count)?;
         let alignment = read_alignment(source.bytes(), &values)?;
         let entries = read_tensor_table(&mut reader, tensor_count)?;
         let data_start = match entries.is_empty() {
-            true => reader.at,
+            true => reader.at(),
             // A header that ends inside its own padding has no data.
-            false => reader.at.next_multiple_of(alignment).min(source.bytes().len()),
+            false => reader.at().next_multiple_of(alignment).min(source.bytes().len()),
         };
         let tensors = place_tensors(entries, data_start, alignment, source.bytes().len())?;
         let by_name = index_by_name(&tensors)?;
@@ -323,7 +135,7 @@ impl Gguf {
     /// The value of a key.
     pub fn value(&self, key: &str) -> Option<Value<'_>> {
         let stored = self.values.get(key)?;
-        let mut reader = Reader { bytes: &self.source.bytes()[stored.range.clone()], at: 0 };
+        let mut reader = Reader::new(&self.source.bytes()[stored.range.clone()]);
         // The value was walked when the file was opened, so reading it again cannot fail.
         reader.value(stored.kind, key).ok()
     }
@@ -350,7 +162,7 @@ impl Gguf {
     pub fn array(&self, key: &str, element: ValueType) -> Result<Option<Array<'_>>, GgufError> {
         match self.value(key) {
             None => Ok(None),
-            Some(Value::Array(array)) if array.element == element => Ok(Some(array)),
+            Some(Value::Array(array)) if array.element() == element => Ok(Some(array)),
             Some(other) => Err(mistyped(key, &other, "an array of another type")),
         }
     }
@@ -398,10 +210,6 @@ impl Gguf {
     }
 }
 
-fn mistyped(key: &str, found: &Value<'_>, expected: &'static str) -> GgufError {
-    GgufError::Mistyped { key: key.to_owned(), found: found.describe(), expected }
-}
-
 /// Magic, version and the two counts.
 fn read_preamble(reader: &mut Reader<'_>) -> Result<(u32, u64, u64), GgufError> {
     let magic = reader.take(4, "the magic")?;
@@ -438,9 +246,9 @@ fn read_metadata(reader: &mut Reader<'_>, count: u64) -> Result<Metadata, GgufEr
         }
         let id = reader.u32(key)?;
         let kind = ValueType::from_id(id).ok_or_else(|| GgufError::ValueType { key: key.to_owned(), id })?;
-        let start = reader.at;
+        let start = reader.at();
         reader.value(kind, key)?;
-        let stored = Stored { kind, range: start..reader.at };
+        let stored = Stored { kind, range: start..reader.at() };
         if values.insert(key.to_owned(), stored).is_some() {
             return Err(GgufError::DuplicateKey { key: key.to_owned() });
         }
@@ -451,7 +259,7 @@ fn read_metadata(reader: &mut Reader<'_>, count: u64) -> Result<Metadata, GgufEr
 
 fn read_alignment(bytes: &[u8], values: &HashMap<String, Stored>) -> Result<usize, GgufError> {
     let Some(stored) = values.get(ALIGNMENT_KEY) else { return Ok(DEFAULT_ALIGNMENT) };
-    let value = Reader { bytes: &bytes[stored.range.clone()], at: 0 }.value(stored.kind, ALIGNMENT_KEY)?;
+    let value = Reader::new(&bytes[stored.range.clone()]).value(stored.kind, ALIGNMENT_KEY)?;
     let Value::U32(found) = value else { return Err(mistyped(ALIGNMENT_KEY, &value, "a u32")) };
     match usize::try_from(found) {
         Ok(alignment) if alignment.is_power_of_two() && alignment <= MAX_ALIGNMENT => Ok(alignment),
@@ -536,105 +344,6 @@ fn index_by_name(tensors: &[GgufTensor]) -> Result<HashMap<String, usize>, GgufE
     Ok(by_name)
 }
 
-/// A cursor over bytes that refuses to pass their end.
-struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Reader<'a> {
-    fn left(&self) -> usize {
-        self.bytes.len() - self.at
-    }
-
-    fn take(&mut self, count: usize, what: &str) -> Result<&'a [u8], GgufError> {
-        if count > self.left() {
-            return Err(GgufError::Truncated { what: format!("`{what}`"), len: self.bytes.len() });
-        }
-        let taken = &self.bytes[self.at..self.at + count];
-        self.at += count;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self, what: &str) -> Result<[u8; N], GgufError> {
-        let mut out = [0; N];
-        out.copy_from_slice(self.take(N, what)?);
-        Ok(out)
-    }
-
-    fn u32(&mut self, what: &str) -> Result<u32, GgufError> {
-        Ok(u32::from_le_bytes(self.array(what)?))
-    }
-
-    fn u64(&mut self, what: &str) -> Result<u64, GgufError> {
-        Ok(u64::from_le_bytes(self.array(what)?))
-    }
-
-    /// A length that was read, as a number of bytes that may or may not exist.
-    fn string(&mut self, what: &str) -> Result<&'a [u8], GgufError> {
-        let len = self.u64(what)?;
-        self.take(usize::try_from(len).unwrap_or(usize::MAX), what)
-    }
-
-    /// A number of things of at least `smallest` bytes each, if so many can follow.
-    fn count(&self, count: u64, what: &'static str, smallest: usize) -> Result<usize, GgufError> {
-        let refused = GgufError::Count { what, count, available: self.left() };
-        let Ok(count) = usize::try_from(count) else { return Err(refused) };
-        match count.checked_mul(smallest) {
-            Some(bytes) if bytes <= self.left() => Ok(count),
-            _ => Err(refused),
-        }
-    }
-
-    fn value(&mut self, kind: ValueType, key: &str) -> Result<Value<'a>, GgufError> {
-        match kind {
-            ValueType::Array => Ok(Value::Array(self.array_value(key)?)),
-            _ => self.scalar(kind, key),
-        }
-    }
-
-    fn array_value(&mut self, key: &str) -> Result<Array<'a>, GgufError> {
-        let id = self.u32(key)?;
-        let element =
-            ValueType::from_id(id).ok_or_else(|| GgufError::ValueType { key: key.to_owned(), id })?;
-        let count = self.u64(key)?;
-        if element == ValueType::Array {
-            return Err(GgufError::NestedArray { key: key.to_owned() });
-        }
-        let len = self.count(count, "array elements", element.size().unwrap_or(8))?;
-        let start = self.at;
-        match element.size() {
-            Some(size) if element != ValueType::Bool => {
-                self.take(len * size, key)?;
-            }
-            _ => {
-                for _ in 0..len {
-                    self.scalar(element, key)?;
-                }
-            }
-        }
-        Ok(Array { element, len, bytes: &self.bytes[start..self.at] })
-    }
-
-    fn scalar(&mut self, kind: ValueType, key: &str) -> Result<Value<'a>, GgufError> {
-        Ok(match kind {
-            ValueType::U8 => Value::U8(u8::from_le_bytes(self.array(key)?)),
-            ValueType::I8 => Value::I8(i8::from_le_bytes(self.array(key)?)),
-            ValueType::U16 => Value::U16(u16::from_le_bytes(self.array(key)?)),
-            ValueType::I16 => Value::I16(i16::from_le_bytes(self.array(key)?)),
-            ValueType::U32 => Value::U32(self.u32(key)?),
-            ValueType::I32 => Value::I32(i32::from_le_bytes(self.array(key)?)),
-            ValueType::F32 => Value::F32(f32::from_le_bytes(self.array(key)?)),
-            ValueType::U64 => Value::U64(self.u64(key)?),
-            ValueType::I64 => Value::I64(i64::from_le_bytes(self.array(key)?)),
-            ValueType::F64 => Value::F64(f64::from_le_bytes(self.array(key)?)),
-            ValueType::String => Value::String(self.string(key)?),
-            ValueType::Bool => match self.array::<1>(key)? {
-                [0] => Value::Bool(false),
-                [1] => Value::Bool(true),
-                [value] => return Err(GgufError::Bool { key: key.to_owned(), value }),
-            },
-            ValueType::Array => return Err(GgufError::NestedArray { key: key.to_owned() }),
-        })
-    }
+fn mistyped(key: &str, found: &Value<'_>, expected: &'static str) -> GgufError {
+    GgufError::Mistyped { key: key.to_owned(), found: found.describe(), expected }
 }

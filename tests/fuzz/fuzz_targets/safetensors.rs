@@ -1,0 +1,4 @@
+//! `cargo +nightly fuzz run safetensors`
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| millpond_tests::fuzz::safetensors(data));
