@@ -400,6 +400,8 @@ fn older_spellings_mean_the_same() {
     let object = config.as_object_mut().unwrap();
     object.remove("layer_types");
     object.remove("full_attention_interval");
+    // transformers' own default is 256, whatever the hidden width.
+    object.remove("head_dim");
     assert_eq!(from_config(&config, &no_tensor), Ok(text_spec(false)));
     config["rope_scaling"] = json!({"type": "yarn", "factor": 4.0});
     assert!(matches!(from_config(&config, &no_tensor), Err(SpecError::Unsupported { .. })));

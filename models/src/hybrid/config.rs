@@ -16,6 +16,9 @@ use crate::spec::{
     AttentionSpec, FfnSpec, HeadMap, LayerSpec, LinearSpec, MixerSpec, ModelSpec, MoeSpec, MtpSpec,
 };
 
+/// Width of an attention head where `config.json` does not say: not hidden width by heads, as in other families.
+const DEFAULT_HEAD_DIM: usize = 256;
+
 /// Share of a head that is rotated where `config.json` does not say.
 const DEFAULT_ROTARY_SHARE: f64 = 0.25;
 
@@ -83,19 +86,7 @@ fn config_attention(text: &JsonFields<'_>) -> Result<AttentionSpec, SpecError> {
     let kv_heads = reader.optional_size("num_key_value_heads", limits::HEADS)?.unwrap_or(heads);
     let (key, of_key) = (reader.label("num_attention_heads"), reader.label("num_key_value_heads"));
     require_multiple(key, heads, of_key, kv_heads)?;
-    let head_dim = match reader.optional_size("head_dim", limits::HEAD_DIM)? {
-        Some(head_dim) => head_dim,
-        None => {
-            let hidden = reader.size("hidden_size", limits::HIDDEN)?;
-            require_multiple(
-                reader.label("hidden_size"),
-                hidden,
-                reader.label("num_attention_heads"),
-                heads,
-            )?;
-            hidden / heads
-        }
-    };
+    let head_dim = reader.optional_size("head_dim", limits::HEAD_DIM)?.unwrap_or(DEFAULT_HEAD_DIM);
     let (rope_theta, share) = config_rope(text)?;
     let rotary = (head_dim as f64 * share) as usize;
     let rotary_dim = check_rotary(reader.label("partial_rotary_factor"), rotary, head_dim)?;
