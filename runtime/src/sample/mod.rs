@@ -3,6 +3,8 @@
 //! Names, order and defaults follow llama.cpp. Everything here is a pure function of its arguments: a token depends on
 //! the logits, the history, the parameters and the seed, never on what else runs, on time, or on how many threads do.
 
+#[cfg(feature = "grammar")]
+pub mod grammar;
 pub mod logprobs;
 pub mod mask;
 pub mod ngram;

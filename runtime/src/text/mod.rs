@@ -2,9 +2,11 @@
 
 pub mod detok;
 pub mod gguf_vocabulary;
+pub mod reasoning;
 pub mod template;
 pub mod tokenizer;
 mod tokenizer_json;
+pub mod tool_calls;
 
 pub use detok::Detokenizer;
 pub use gguf_vocabulary::GgufVocabulary;
