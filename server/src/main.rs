@@ -1,6 +1,6 @@
 //! The `millpond` binary.
 #![forbid(unsafe_code)]
 
-fn main() {
-    println!("{}", env!("CARGO_PKG_VERSION"));
+fn main() -> std::process::ExitCode {
+    millpond_server::cli::main(std::env::args_os())
 }

@@ -1,0 +1,247 @@
+//! Command lines as users of llama.cpp type them, in the form the parser takes.
+//!
+//! Three differences: options of several letters behind one dash (`-ctk f16`), command lines without a verb
+//! (`millpond -m model.gguf -p "..."` means `run`), and options that have no meaning here (`-ngl`, `-fa`), which are
+//! dropped with one warning.
+
+use std::ffi::{OsStr, OsString};
+
+use clap::{Arg, Command};
+
+/// Options of several letters behind one dash, and what they are called here.
+const SPELLINGS: &[(&str, &str)] = &[
+    ("-ctk", "--cache-type-k"),
+    ("-ctv", "--cache-type-v"),
+    ("-sys", "--system-prompt"),
+    ("-sysf", "--system-prompt-file"),
+    ("-cnv", "--chat"),
+    ("-np", "--parallel"),
+    ("-npl", "--streams"),
+    ("-jf", "--json-schema-file"),
+    ("-mmp", "--mmap"),
+];
+
+/// What follows an option that has no meaning here.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Value {
+    /// Nothing.
+    None,
+    /// One value, always.
+    One,
+    /// A value, if one of these words comes next.
+    Word(&'static [&'static str]),
+}
+
+const SWITCH: Value = Value::Word(&["on", "off", "auto", "0", "1"]);
+
+/// Options of llama.cpp that change nothing here.
+const OBSOLETE: &[(&[&str], Value)] = &[
+    (&["-ngl", "--gpu-layers", "--n-gpu-layers"], Value::One),
+    (&["-fa", "--flash-attn"], SWITCH),
+    (&["-sm", "--split-mode"], Value::One),
+    (&["-ts", "--tensor-split"], Value::One),
+    (&["-mg", "--main-gpu"], Value::One),
+    (&["-b", "--batch-size"], Value::One),
+    (&["-ub", "--ubatch-size"], Value::One),
+    (&["-tb", "--threads-batch"], Value::One),
+    (&["-nr", "--no-repack", "--repack"], Value::None),
+    (&["-nkvo", "--no-kv-offload", "--kv-offload"], Value::None),
+    (&["-kvu", "--kv-unified", "--no-kv-unified"], Value::None),
+    (&["-no-cnv", "--no-conversation"], Value::None),
+    (&["-cb", "--cont-batching", "-nocb", "--no-cont-batching"], Value::None),
+    (&["--swa-full"], Value::None),
+    (&["--cache-reuse"], Value::One),
+    (&["--ctx-checkpoints", "--swa-checkpoints"], Value::One),
+    (&["--checkpoint-min-step"], Value::One),
+    (&["--jinja", "--no-jinja"], Value::None),
+    (&["--no-warmup", "--warmup"], Value::None),
+    (&["--no-display-prompt"], Value::None),
+    (&["--simple-io"], Value::None),
+    (&["--log-disable"], Value::None),
+    (&["--context-shift", "--no-context-shift"], Value::None),
+    (&["--numa"], Value::One),
+    (&["--prio", "--prio-batch"], Value::One),
+    (&["--poll", "--poll-batch"], Value::One),
+    (&["--keep"], Value::One),
+    (&["--threads-http"], Value::One),
+    (&["--no-perf", "--perf"], Value::None),
+];
+
+/// A command line in the parser's form.
+#[derive(Debug, PartialEq, Eq)]
+pub struct CommandLine {
+    /// The program's name and its arguments.
+    pub arguments: Vec<OsString>,
+    /// Options that were dropped, as typed.
+    pub ignored: Vec<String>,
+}
+
+/// Brings a command line into the form that `command` parses.
+#[must_use]
+pub fn normalize(command: &Command, arguments: impl IntoIterator<Item = OsString>) -> CommandLine {
+    let mut arguments = arguments.into_iter().peekable();
+    let mut line = CommandLine { arguments: Vec::new(), ignored: Vec::new() };
+    line.arguments.extend(arguments.next());
+    let verb = match arguments.peek().and_then(|first| first.to_str()) {
+        Some("-h" | "--help" | "-V" | "--version") | None => {
+            line.arguments.extend(arguments);
+            return line;
+        }
+        Some(option) if option.starts_with('-') => "run".to_owned(),
+        Some(verb) => {
+            let verb = verb.to_owned();
+            arguments.next();
+            verb
+        }
+    };
+    line.arguments.push(verb.clone().into());
+    let options = command.find_subcommand(&verb).unwrap_or(command);
+    while let Some(argument) = arguments.next() {
+        if argument == "--" {
+            line.arguments.push(argument);
+            line.arguments.extend(arguments);
+            break;
+        }
+        let Some(text) = argument.to_str().filter(|text| text.len() > 1 && text.starts_with('-')) else {
+            line.arguments.push(argument);
+            continue;
+        };
+        let option = spelled(text);
+        if find(options, &option).is_none()
+            && let Some(value) = obsolete(&option)
+        {
+            let given = drop_value(value, option.contains('='), &mut arguments);
+            // No layer on a GPU is what happens anyway.
+            if !(matches!(text, "-ngl" | "--gpu-layers" | "--n-gpu-layers")
+                && given.as_deref() == Some(OsStr::new("0")))
+            {
+                line.ignored.push(text.to_owned());
+            }
+            continue;
+        }
+        let takes_next = !option.contains('=') && find(options, &option).is_some_and(takes_value);
+        line.arguments.push(option.into());
+        if takes_next {
+            line.arguments.extend(arguments.next());
+        }
+    }
+    line
+}
+
+/// The option in the parser's spelling: dashes for underscores, two dashes before words.
+fn spelled(text: &str) -> String {
+    if text.starts_with("--") {
+        let (name, value) = text.split_once('=').map_or((text, None), |(name, value)| (name, Some(value)));
+        let name = name.replace('_', "-");
+        return value.map_or(name.clone(), |value| format!("{name}={value}"));
+    }
+    if let Some((_, long)) = SPELLINGS.iter().find(|(short, _)| *short == text) {
+        return (*long).to_owned();
+    }
+    let letters = &text[1..];
+    let mut characters = letters.chars();
+    let first = characters.next();
+    let rest = characters.as_str();
+    let glued_number = rest.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '=' | '-' | '.'));
+    let repeated = letters.chars().all(|c| Some(c) == first);
+    let number = letters.parse::<f64>().is_ok();
+    if rest.is_empty() || glued_number || repeated || number || obsolete(text).is_some() {
+        text.to_owned()
+    } else {
+        // Nothing here has such a name: the parser reports it with the nearest that exists.
+        format!("-{text}")
+    }
+}
+
+fn obsolete(option: &str) -> Option<Value> {
+    let name = option.split_once('=').map_or(option, |(name, _)| name);
+    OBSOLETE.iter().find(|(names, _)| names.contains(&name)).map(|(_, value)| *value)
+}
+
+fn drop_value(
+    value: Value,
+    attached: bool,
+    arguments: &mut std::iter::Peekable<impl Iterator<Item = OsString>>,
+) -> Option<OsString> {
+    let take = match value {
+        _ if attached => false,
+        Value::None => false,
+        Value::One => true,
+        Value::Word(words) => {
+            arguments.peek().and_then(|next| next.to_str()).is_some_and(|next| words.contains(&next))
+        }
+    };
+    if take { arguments.next() } else { None }
+}
+
+/// The option of `command` that `text` names, with one dash or two.
+fn find<'a>(command: &'a Command, text: &str) -> Option<&'a Arg> {
+    let name = text.split_once('=').map_or(text, |(name, _)| name);
+    match name.strip_prefix("--") {
+        Some(long) => command.get_arguments().find(|argument| {
+            argument.get_long() == Some(long)
+                || argument.get_all_aliases().is_some_and(|aliases| aliases.contains(&long))
+        }),
+        None => {
+            let mut letters = name.chars().skip(1);
+            let (short, None) = (letters.next()?, letters.next()) else { return None };
+            command.get_arguments().find(|argument| {
+                argument.get_short() == Some(short)
+                    || argument.get_all_short_aliases().is_some_and(|aliases| aliases.contains(&short))
+            })
+        }
+    }
+}
+
+fn takes_value(argument: &Arg) -> bool {
+    argument.get_action().takes_values()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn line(text: &str) -> (Vec<String>, Vec<String>) {
+        let command = crate::cli::args::Cli::command();
+        let arguments = std::iter::once("millpond").chain(text.split_whitespace()).map(OsString::from);
+        let line = normalize(&command, arguments);
+        let arguments = line.arguments.into_iter().skip(1).map(|argument| argument.into_string().unwrap());
+        (arguments.collect(), line.ignored)
+    }
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_line_without_a_verb_runs() {
+        assert_eq!(line("-m f.gguf -p hello -n 64").0, words("run -m f.gguf -p hello -n 64"));
+        assert_eq!(line("--model f.gguf").0, words("run --model f.gguf"));
+        assert_eq!(line("inspect f.gguf").0, words("inspect f.gguf"));
+        assert_eq!(line("--help").0, words("--help"));
+        assert_eq!(line("").0, words(""));
+    }
+
+    #[test]
+    fn several_letters_behind_one_dash_are_words() {
+        assert_eq!(line("run -ctk f16 -cnv").0, words("run --cache-type-k f16 --chat"));
+        assert_eq!(line("run --ctx_size 5 --top_k=3").0, words("run --ctx-size 5 --top-k=3"));
+        assert_eq!(line("run -tempo 1").0, words("run --tempo 1"));
+        assert_eq!(line("run -n-1 -t4 -n 5").0, words("run -n-1 -t4 -n 5"));
+    }
+
+    #[test]
+    fn options_without_meaning_are_dropped_and_named() {
+        let (kept, ignored) = line("run -ngl 99 -fa on -fa -m a --cache-reuse 256 --swa-full -p x");
+        assert_eq!(kept, words("run -m a -p x"));
+        assert_eq!(ignored, ["-ngl", "-fa", "-fa", "--cache-reuse", "--swa-full"]);
+        assert_eq!(line("run -ngl 0 -p x"), (words("run -p x"), vec![]));
+    }
+
+    #[test]
+    fn values_and_what_follows_two_dashes_stay() {
+        assert_eq!(line("run -p -ngl -n 3").0, words("run -p -ngl -n 3"));
+        assert_eq!(line("run -- -ngl 3").0, words("run -- -ngl 3"));
+    }
+}

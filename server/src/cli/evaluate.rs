@@ -1,0 +1,66 @@
+//! Logits of every position of a token sequence, slice by slice.
+
+use millpond::backend::WantLogits;
+use millpond::backend::cpu::{CpuBackend, CpuOptions};
+use millpond::model::Model;
+use millpond::par::Team;
+use millpond::runner::{Runner, Work};
+use millpond::state::PassKind;
+use millpond_simd::kernels::Kernels;
+
+use super::settings::Compute;
+
+/// Rows of a pass: bounds the logits held at once.
+const SLICE: usize = 64;
+
+/// Evaluates token sequences one at a time.
+pub(crate) struct Evaluator {
+    runner: Runner,
+    vocab: usize,
+}
+
+impl Evaluator {
+    /// An evaluator of sequences of at most `context` tokens.
+    ///
+    /// # Errors
+    /// The machine or the model does not allow it.
+    pub(crate) fn new(model: &Model, compute: &Compute, context: usize) -> anyhow::Result<Evaluator> {
+        let kernels = Kernels::for_isa(compute.isa)
+            .ok_or_else(|| anyhow::anyhow!("this processor lacks {}", compute.isa))?;
+        let options = CpuOptions {
+            kv_type: compute.kv_type,
+            max_window: compute.buffer.max_window,
+            fold_interval: compute.buffer.fold_interval,
+        };
+        let team = Team::new(compute.threads)?;
+        let backend = CpuBackend::new(model.spec.clone(), model.weights.clone(), kernels, team, options)?;
+        let runner = Runner::new(Box::new(backend), model.spec.clone(), compute.buffer, context);
+        Ok(Evaluator { runner, vocab: model.spec.vocab })
+    }
+
+    /// Calls `each(position, logits)` for the positions of `tokens` from `first` on, in order.
+    ///
+    /// # Errors
+    /// What the pass or `each` says.
+    pub(crate) fn logits(
+        &mut self,
+        tokens: &[u32],
+        first: usize,
+        mut each: impl FnMut(usize, &[f32]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut sequence = self.runner.create()?;
+        for (slice, start) in tokens.chunks(SLICE).zip((0..).step_by(SLICE)) {
+            let wanted = start + slice.len() > first;
+            let logits = if wanted { WantLogits::All } else { WantLogits::None };
+            let work = Work { sequence: &mut sequence, tokens: slice, kind: PassKind::Prefill, logits };
+            let outputs = self.runner.step(&mut [work])?;
+            for (row, position) in outputs.logits.chunks_exact(self.vocab).zip(start..) {
+                if position >= first {
+                    each(position, row)?;
+                }
+            }
+        }
+        self.runner.release(sequence);
+        Ok(())
+    }
+}

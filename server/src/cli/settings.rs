@@ -1,0 +1,190 @@
+//! The command line checked and resolved: what the commands work with.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+use millpond::model::{LoadOptions, Model};
+use millpond::runner::BufferOptions;
+use millpond::state::memory::KvType;
+use millpond::text::Tokenizer;
+use millpond_simd::Isa;
+
+use super::args::{CacheType, ComputeArgs, ModelArgs};
+use super::failure::usage;
+use crate::built_in;
+
+/// Longest text a command reads, in bytes.
+const MAX_TEXT: u64 = 256 << 20;
+
+/// Loads the model named, or the one in the binary.
+///
+/// # Errors
+/// What is wrong with the model's files.
+pub fn load_model(args: &ModelArgs) -> anyhow::Result<Arc<Model>> {
+    match &args.model {
+        Some(path) => {
+            let options = LoadOptions { no_mmap: args.no_mmap, mtp: args.mtp.clone() };
+            Model::load(path, &options).with_context(|| format!("cannot load {}", path.display()))
+        }
+        None if args.mtp.is_some() => Err(usage("--mtp needs the model it belongs to (-m)")),
+        None => Model::from_static(built_in::bytes()).context("cannot load the built-in model"),
+    }
+}
+
+/// The tokenizer of a model.
+///
+/// # Errors
+/// The model came without one.
+pub fn tokenizer(model: &Model) -> anyhow::Result<&Arc<Tokenizer>> {
+    model.tokenizer.as_ref().context("the model came without a tokenizer")
+}
+
+/// How to compute.
+#[derive(Clone, Debug)]
+pub struct Compute {
+    /// Worker threads; 0 for one per physical core.
+    pub threads: usize,
+    /// Instruction-set level.
+    pub isa: Isa,
+    /// Precision of the attention cache.
+    pub kv_type: KvType,
+    /// How the state of sequences is kept.
+    pub buffer: BufferOptions,
+}
+
+impl Compute {
+    /// Checks `args`; `kv_type` is what the attention cache is kept in if they do not say.
+    ///
+    /// # Errors
+    /// Wrong usage.
+    pub fn new(args: &ComputeArgs, kv_type: KvType) -> anyhow::Result<Compute> {
+        if args.threads > 1024 {
+            return Err(usage(format!("--threads {} exceeds 1024", args.threads)));
+        }
+        let isa = match &args.isa {
+            None => Isa::detect(),
+            Some(name) => available_isa(name)?,
+        };
+        if args.buffer == 0 || args.buffer > 4096 {
+            return Err(usage(format!("--buffer {} is not between 1 and 4096", args.buffer)));
+        }
+        let buffer = BufferOptions {
+            fold_interval: args.buffer,
+            stateless_below: args.no_state_below,
+            ..BufferOptions::default()
+        };
+        Ok(Compute { threads: args.threads, isa, kv_type: cache_type(args, kv_type)?, buffer })
+    }
+}
+
+fn available_isa(name: &str) -> anyhow::Result<Isa> {
+    let isa: Isa = name.parse().map_err(|error| usage(format!("--isa: {error}")))?;
+    if isa.is_available() {
+        return Ok(isa);
+    }
+    let available: Vec<&str> = Isa::available().iter().map(|isa| isa.name()).collect();
+    anyhow::bail!("this processor lacks {isa}; it has {}", available.join(", "))
+}
+
+fn cache_type(args: &ComputeArgs, default: KvType) -> anyhow::Result<KvType> {
+    let kv_type = |name| match name {
+        CacheType::F32 => KvType::F32,
+        CacheType::F16 => KvType::F16,
+    };
+    match (args.cache_type_k, args.cache_type_v) {
+        (Some(keys), Some(values)) if keys != values => {
+            Err(usage("-ctk and -ctv must be the same: keys and values share pages"))
+        }
+        (Some(name), _) | (None, Some(name)) => Ok(kv_type(name)),
+        (None, None) => Ok(default),
+    }
+}
+
+/// The text a command was given: directly, or in a file. A file's last line break is not part of it, as in llama.cpp.
+///
+/// # Errors
+/// The file cannot be read or is no UTF-8.
+pub fn text_of(direct: Option<&str>, file: Option<&Path>) -> anyhow::Result<Option<String>> {
+    match (direct, file) {
+        (Some(text), _) => Ok(Some(text.to_owned())),
+        (None, Some(path)) => Ok(Some(without_last_break(read_text(path)?))),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Reads a text file; `-` is standard input.
+///
+/// # Errors
+/// The file cannot be read, is no UTF-8, or is too long.
+pub fn read_text(path: &Path) -> anyhow::Result<String> {
+    if path == Path::new("-") {
+        return read_stdin();
+    }
+    let file = std::fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    read_bounded(file, path)
+}
+
+/// All of standard input.
+///
+/// # Errors
+/// As [`read_text`].
+pub fn read_stdin() -> anyhow::Result<String> {
+    read_bounded(std::io::stdin().lock(), &PathBuf::from("standard input"))
+}
+
+fn read_bounded(source: impl Read, name: &Path) -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    source
+        .take(MAX_TEXT + 1)
+        .read_to_end(&mut bytes)
+        .with_context(|| format!("cannot read {}", name.display()))?;
+    if bytes.len() as u64 > MAX_TEXT {
+        anyhow::bail!("{} is longer than {} MiB", name.display(), MAX_TEXT >> 20);
+    }
+    String::from_utf8(bytes).with_context(|| format!("{} is no UTF-8 text", name.display()))
+}
+
+fn without_last_break(mut text: String) -> String {
+    if text.ends_with('\n') {
+        text.pop();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_out_of_range_are_wrong_usage() {
+        let bad = [
+            ComputeArgs { threads: 5000, buffer: 16, ..ComputeArgs::default() },
+            ComputeArgs { buffer: 0, ..ComputeArgs::default() },
+            ComputeArgs { buffer: 16, isa: Some("sse9".to_owned()), ..ComputeArgs::default() },
+            ComputeArgs {
+                buffer: 16,
+                cache_type_k: Some(CacheType::F16),
+                cache_type_v: Some(CacheType::F32),
+                ..ComputeArgs::default()
+            },
+        ];
+        for args in bad {
+            let error = Compute::new(&args, KvType::F16).unwrap_err();
+            assert_eq!(super::super::failure::exit_code(&error), 2, "{args:?}");
+        }
+    }
+
+    #[test]
+    fn one_cache_type_stands_for_both() {
+        let args = ComputeArgs { buffer: 16, cache_type_v: Some(CacheType::F32), ..ComputeArgs::default() };
+        assert_eq!(Compute::new(&args, KvType::F16).unwrap().kv_type, KvType::F32);
+    }
+
+    #[test]
+    fn a_file_loses_its_last_line_break_only() {
+        assert_eq!(without_last_break("a\n\n".to_owned()), "a\n");
+        assert_eq!(without_last_break("a".to_owned()), "a");
+    }
+}
