@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use millpond::backend::WantLogits;
-use millpond::backend::cpu::{CpuBackend, CpuOptions};
+use millpond::backend::cpu::{Arithmetic, CpuBackend, CpuOptions};
 use millpond::load::{LoadOptions, LoadedModel, load_model};
 use millpond::par::Team;
 use millpond::runner::{BufferOptions, Runner, Sequence, Work};
@@ -31,6 +31,7 @@ pub fn backend(model: &LoadedModel, options: BufferOptions, threads: usize, isa:
         kv_type: KvType::F32,
         max_window: options.max_window,
         fold_interval: options.fold_interval,
+        arithmetic: Arithmetic::Exact,
     };
     CpuBackend::new(
         Arc::new(model.spec.clone()),

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use aligned_vec::{AVec, ConstAlign};
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use super::arena::{AllocationError, Arena};
 use super::layout::{LinearLayout, PAGE_POSITIONS, StateLayout};
@@ -121,11 +122,7 @@ impl KvPage {
     pub fn write(&mut self, at: usize, values: &[f32]) {
         match self {
             KvPage::F32(page) => page[at..at + values.len()].copy_from_slice(values),
-            KvPage::F16(page) => {
-                for (to, &from) in page[at..at + values.len()].iter_mut().zip(values) {
-                    *to = f16::from_f32(from);
-                }
-            }
+            KvPage::F16(page) => page[at..at + values.len()].convert_from_f32_slice(values),
         }
     }
 

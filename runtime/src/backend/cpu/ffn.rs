@@ -4,7 +4,7 @@ use millpond_models::MoeSpec;
 use millpond_simd::kernels::Kernels;
 use rayon::prelude::*;
 
-use super::project::{Inputs, project};
+use super::project::{Inputs, Products, project};
 use super::scratch::{Buffer, grown};
 use crate::weights::{FfnWeights, GluWeights, MoeWeights};
 
@@ -31,6 +31,7 @@ pub(super) struct FfnScratch {
 /// `out[row] = ffn(x[row])` for `rows` normed rows.
 pub(super) fn run(
     kernels: &Kernels,
+    products: Products,
     spec: Option<&MoeSpec>,
     weights: &FfnWeights,
     x: &[f32],
@@ -40,10 +41,12 @@ pub(super) fn run(
     out: &mut [f32],
 ) {
     match (weights, spec) {
-        (FfnWeights::Moe(weights), Some(spec)) => moe(kernels, spec, weights, x, rows, inputs, scratch, out),
+        (FfnWeights::Moe(weights), Some(spec)) => {
+            moe(kernels, products, spec, weights, x, rows, inputs, scratch, out)
+        }
         (FfnWeights::Dense(weights), _) => {
-            inputs.set(kernels.matmul, x, rows, weights.gate.cols(), [&weights.gate, &weights.up]);
-            glu(kernels, weights, inputs, rows, scratch, out);
+            inputs.set(products, x, rows, weights.gate.cols(), [&weights.gate, &weights.up]);
+            glu(kernels, products, weights, inputs, rows, scratch, out);
         }
         (FfnWeights::Moe(_), None) => unreachable!("weights are loaded to the specification"),
     }
@@ -52,6 +55,7 @@ pub(super) fn run(
 /// `down(silu(gate(x)) * up(x))` for rows that `inputs` holds.
 fn glu(
     kernels: &Kernels,
+    products: Products,
     weights: &GluWeights,
     inputs: &Inputs,
     rows: usize,
@@ -61,14 +65,14 @@ fn glu(
     let width = weights.gate.rows();
     let gate = grown(&mut scratch.gate, rows * width);
     let up = grown(&mut scratch.up, rows * width);
-    project(kernels.matmul, inputs, [(&weights.gate, gate), (&weights.up, up)]);
+    project(products, inputs, [(&weights.gate, gate), (&weights.up, up)]);
     let activated = grown(&mut scratch.activated, rows * width);
     activated
         .par_chunks_mut(ELEMENTS)
         .zip(gate.par_chunks(ELEMENTS).zip(up.par_chunks(ELEMENTS)))
         .for_each(|(activated, (gate, up))| kernels.vector.silu_mul(gate, up, activated));
-    scratch.inner.set(kernels.matmul, activated, rows, width, [&weights.down]);
-    project(kernels.matmul, &scratch.inner, [(&weights.down, out)]);
+    scratch.inner.set(products, activated, rows, width, [&weights.down]);
+    project(products, &scratch.inner, [(&weights.down, out)]);
 }
 
 /// Values one unit of element-wise work covers.
@@ -76,6 +80,7 @@ const ELEMENTS: usize = 8192;
 
 fn moe(
     kernels: &Kernels,
+    products: Products,
     spec: &MoeSpec,
     weights: &MoeWeights,
     x: &[f32],
@@ -85,7 +90,7 @@ fn moe(
     out: &mut [f32],
 ) {
     let hidden = weights.router.cols();
-    route(kernels, spec, weights, x, rows, scratch);
+    route(kernels, products, spec, weights, x, rows, scratch);
     let returned = rows * spec.top_k * hidden;
     grown(&mut scratch.returned, returned);
     group_by_expert(scratch);
@@ -94,17 +99,17 @@ fn moe(
     let groups: Vec<&[u32]> = order.chunk_by(same_expert).collect();
     for group in groups {
         let expert = &weights.experts[scratch.choices[group[0] as usize].0 as usize];
-        run_expert(kernels, spec, expert, x, hidden, group, scratch);
+        run_expert(kernels, products, spec, expert, x, hidden, group, scratch);
     }
     scratch.order = order;
     sum_choices(kernels, spec, hidden, scratch, &mut out[..rows * hidden]);
     if let Some((shared, shared_gate)) = &weights.shared {
-        inputs.set(kernels.matmul, x, rows, hidden, [&shared.gate, &shared.up, shared_gate]);
+        inputs.set(products, x, rows, hidden, [&shared.gate, &shared.up, shared_gate]);
         let mut gates = std::mem::take(&mut scratch.shared_gate);
-        project(kernels.matmul, inputs, [(shared_gate, grown(&mut gates, rows))]);
+        project(products, inputs, [(shared_gate, grown(&mut gates, rows))]);
         kernels.vector.sigmoid(&mut gates[..rows]);
         let mut result = std::mem::take(&mut scratch.expert_out);
-        glu(kernels, shared, inputs, rows, scratch, grown(&mut result, rows * hidden));
+        glu(kernels, products, shared, inputs, rows, scratch, grown(&mut result, rows * hidden));
         for (row, out) in out.chunks_exact_mut(hidden).take(rows).enumerate() {
             kernels.vector.add_scaled(out, &result[row * hidden..(row + 1) * hidden], gates[row]);
         }
@@ -115,15 +120,16 @@ fn moe(
 /// Softmax over all experts, then the `top_k` best of each row; equal probabilities go to the lower expert.
 fn route(
     kernels: &Kernels,
+    products: Products,
     spec: &MoeSpec,
     weights: &MoeWeights,
     x: &[f32],
     rows: usize,
     scratch: &mut FfnScratch,
 ) {
-    scratch.router_inputs.set(kernels.matmul, x, rows, weights.router.cols(), [&weights.router]);
+    scratch.router_inputs.set(products, x, rows, weights.router.cols(), [&weights.router]);
     let scores = grown(&mut scratch.router, rows * spec.experts);
-    project(kernels.matmul, &scratch.router_inputs, [(&weights.router, scores)]);
+    project(products, &scratch.router_inputs, [(&weights.router, scores)]);
     scratch.choices.clear();
     for scores in scores.chunks_exact_mut(spec.experts) {
         kernels.vector.softmax(scores);
@@ -152,6 +158,7 @@ fn group_by_expert(scratch: &mut FfnScratch) {
 /// Runs one expert over the rows that chose it; results go to their places in `returned`.
 fn run_expert(
     kernels: &Kernels,
+    products: Products,
     spec: &MoeSpec,
     expert: &GluWeights,
     x: &[f32],
@@ -168,8 +175,8 @@ fn run_expert(
         let row = choice as usize / spec.top_k;
         to.copy_from_slice(&x[row * hidden..(row + 1) * hidden]);
     }
-    inputs.set(kernels.matmul, values, rows, hidden, [&expert.gate, &expert.up]);
-    glu(kernels, expert, &inputs, rows, scratch, grown(&mut result, rows * hidden));
+    inputs.set(products, values, rows, hidden, [&expert.gate, &expert.up]);
+    glu(kernels, products, expert, &inputs, rows, scratch, grown(&mut result, rows * hidden));
     for (&choice, from) in group.iter().zip(result.chunks_exact(hidden)) {
         let at = choice as usize * hidden;
         scratch.returned[at..at + hidden].copy_from_slice(from);

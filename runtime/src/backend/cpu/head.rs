@@ -51,9 +51,9 @@ impl Context<'_> {
             return;
         }
         outputs.logits.resize(count * self.spec.vocab, 0.0);
-        let matmul = self.kernels.matmul;
-        scratch.inputs.set(matmul, &scratch.head[..count * hidden], count, hidden, [output]);
-        project(matmul, &scratch.inputs, [(output, &mut outputs.logits)]);
+        let products = self.products();
+        scratch.inputs.set(products, &scratch.head[..count * hidden], count, hidden, [output]);
+        project(products, &scratch.inputs, [(output, &mut outputs.logits)]);
     }
 
     /// The multi-token-prediction head over the rows of a batch.
@@ -67,7 +67,7 @@ impl Context<'_> {
         scratch: &mut Scratch,
         outputs: &mut Outputs,
     ) {
-        let (hidden, matmul) = (self.spec.hidden, self.kernels.matmul);
+        let (hidden, products) = (self.spec.hidden, self.products());
         let Some(spec) = &self.spec.mtp else { return };
         let tokens = segments.iter().flat_map(|segment| segment.tokens.iter().copied());
         self.embed(&weights.embedding, tokens, scratch);
@@ -82,8 +82,8 @@ impl Context<'_> {
             self.kernels.vector.rms_norm(embedded, &weights.embedding_norm, eps, embedding_half);
             self.kernels.vector.rms_norm(state, &weights.hidden_norm, eps, hidden_half);
         }
-        scratch.inputs.set(matmul, both, rows, 2 * hidden, [&weights.fc]);
-        project(matmul, &scratch.inputs, [(&weights.fc, grown(&mut scratch.residual, rows * hidden))]);
+        scratch.inputs.set(products, both, rows, 2 * hidden, [&weights.fc]);
+        project(products, &scratch.inputs, [(&weights.fc, grown(&mut scratch.residual, rows * hidden))]);
         scratch.mixed = joined;
         self.layer(&spec.layer, &weights.layer, MixerSlot::Attention(slot), running, rows, scratch);
         let len = rows * hidden;

@@ -26,7 +26,8 @@ use crate::weights::{
 use attention::{AttentionRows, AttentionScratch, RotaryTable};
 use ffn::FfnScratch;
 use linear::{LinearRows, LinearScratch, Placement};
-use project::{Inputs, project};
+pub use project::Arithmetic;
+use project::{Inputs, Products, project};
 use scratch::{Buffer, grown};
 
 /// How the CPU backend is set up.
@@ -38,6 +39,8 @@ pub struct CpuOptions {
     pub max_window: usize,
     /// Log entries kept for, once there is a base: the fold interval.
     pub fold_interval: usize,
+    /// What quantised weights are multiplied with.
+    pub arithmetic: Arithmetic,
 }
 
 /// A model on the CPU with the sequences that use it.
@@ -282,6 +285,7 @@ impl Backend for CpuBackend {
             kernels: self.kernels,
             layout: &self.layout,
             rotary: &self.rotary,
+            arithmetic: self.options.arithmetic,
         };
         self.team.run(|| {
             let tokens = segments.iter().flat_map(|segment| segment.tokens.iter().copied());
@@ -350,6 +354,7 @@ impl Backend for CpuBackend {
             kernels: self.kernels,
             layout: &self.layout,
             rotary: &self.rotary,
+            arithmetic: self.options.arithmetic,
         };
         self.team.run(|| {
             context.mtp(&mtp, slot, segments, &mut running, first, scratch, outputs);
@@ -396,9 +401,14 @@ struct Context<'a> {
     kernels: &'static Kernels,
     layout: &'a StateLayout,
     rotary: &'a [RotaryTable],
+    arithmetic: Arithmetic,
 }
 
 impl Context<'_> {
+    fn products(&self) -> Products {
+        Products { kernels: self.kernels.matmul, arithmetic: self.arithmetic }
+    }
+
     /// Embeds tokens into the residual stream.
     fn embed(&self, embedding: &Matrix, tokens: impl Iterator<Item = u32>, scratch: &mut Scratch) {
         let hidden = self.spec.hidden;
@@ -457,7 +467,17 @@ impl Context<'_> {
         let len = rows * self.spec.hidden;
         let moe = if let FfnSpec::Moe(moe) = spec { Some(moe) } else { None };
         let Scratch { normed, inputs, ffn, added, .. } = scratch;
-        ffn::run(self.kernels, moe, weights, &normed[..len], rows, inputs, ffn, &mut added[..len]);
+        ffn::run(
+            self.kernels,
+            self.products(),
+            moe,
+            weights,
+            &normed[..len],
+            rows,
+            inputs,
+            ffn,
+            &mut added[..len],
+        );
     }
 
     /// A linear mixer over the batch: projections for all rows together, the state sequence by sequence.
@@ -513,13 +533,13 @@ impl Context<'_> {
         gated.par_chunks_exact_mut(spec.value_dim).zip(heads).with_min_len(4).for_each(|(out, (head, z))| {
             self.kernels.vector.gated_rms_norm(head, z, &weights.norm, self.spec.norm_eps, out);
         });
-        mixed_inputs.set(self.kernels.matmul, gated, rows, inner, [&weights.out]);
-        project(self.kernels.matmul, mixed_inputs, [(&weights.out, &mut added[..len])]);
+        mixed_inputs.set(self.products(), gated, rows, inner, [&weights.out]);
+        project(self.products(), mixed_inputs, [(&weights.out, &mut added[..len])]);
     }
 
     /// Queries, keys and values, gate, beta and alpha of all rows, each part in a buffer of its own.
     fn project_linear(&self, spec: &LinearSpec, weights: &LinearWeights, rows: usize, scratch: &mut Scratch) {
-        let matmul = self.kernels.matmul;
+        let products = self.products();
         let hidden = self.spec.hidden;
         let (channels, inner, heads) =
             (spec.conv_channels(), spec.value_heads * spec.value_dim, spec.value_heads);
@@ -531,20 +551,20 @@ impl Context<'_> {
         let alpha = grown(alpha, rows * heads);
         match &weights.input {
             LinearInput::Split { qkv: wqkv, z: wz, beta: wbeta, alpha: walpha } => {
-                inputs.set(matmul, normed, rows, hidden, [wqkv, wz, wbeta, walpha]);
-                project(matmul, inputs, [(wqkv, qkv), (wz, z), (wbeta, beta), (walpha, alpha)]);
+                inputs.set(products, normed, rows, hidden, [wqkv, wz, wbeta, walpha]);
+                project(products, inputs, [(wqkv, qkv), (wz, z), (wbeta, beta), (walpha, alpha)]);
             }
             LinearInput::SplitFusedGates { qkv: wqkv, z: wz, ba } => {
                 let both = grown(fused, rows * 2 * heads);
-                inputs.set(matmul, normed, rows, hidden, [wqkv, wz, ba]);
-                project(matmul, inputs, [(wqkv, qkv), (wz, z), (ba, &mut *both)]);
+                inputs.set(products, normed, rows, hidden, [wqkv, wz, ba]);
+                project(products, inputs, [(wqkv, qkv), (wz, z), (ba, &mut *both)]);
                 split_gates(spec, both, beta, alpha);
             }
             LinearInput::ByKeyHead { qkvz, ba } => {
                 let joined = grown(fused, rows * (channels + inner + 2 * heads));
                 let (joined, both) = joined.split_at_mut(rows * (channels + inner));
-                inputs.set(matmul, normed, rows, hidden, [qkvz, ba]);
-                project(matmul, inputs, [(qkvz, &mut *joined), (ba, &mut *both)]);
+                inputs.set(products, normed, rows, hidden, [qkvz, ba]);
+                project(products, inputs, [(qkvz, &mut *joined), (ba, &mut *both)]);
                 split_by_key_head(spec, joined, qkv, z);
                 split_gates(spec, both, beta, alpha);
             }
@@ -562,7 +582,7 @@ impl Context<'_> {
     ) {
         let layout = &self.layout.attention[index];
         let spec: &AttentionSpec = &layout.spec;
-        let (hidden, matmul) = (self.spec.hidden, self.kernels.matmul);
+        let (hidden, products) = (self.spec.hidden, self.products());
         let q_width = spec.heads * spec.head_dim * if spec.output_gate { 2 } else { 1 };
         let (kv_width, inner) = (spec.kv_heads * spec.head_dim, spec.heads * spec.head_dim);
         let Scratch {
@@ -571,8 +591,8 @@ impl Context<'_> {
         let q = grown(q, rows * q_width);
         let k = grown(k, rows * kv_width);
         let v = grown(v, rows * kv_width);
-        inputs.set(matmul, &normed[..rows * hidden], rows, hidden, [&weights.q, &weights.k, &weights.v]);
-        project(matmul, inputs, [(&weights.q, &mut *q), (&weights.k, &mut *k), (&weights.v, &mut *v)]);
+        inputs.set(products, &normed[..rows * hidden], rows, hidden, [&weights.q, &weights.k, &weights.v]);
+        project(products, inputs, [(&weights.q, &mut *q), (&weights.k, &mut *k), (&weights.v, &mut *v)]);
         let mixed = grown(mixed, rows * inner);
         let mut outs = split_rows(mixed, running.iter().map(|r| r.rows), inner);
         let mut keys = split_rows(k, running.iter().map(|r| r.rows), kv_width);
@@ -594,8 +614,8 @@ impl Context<'_> {
                 );
             },
         );
-        mixed_inputs.set(matmul, mixed, rows, inner, [&weights.out]);
-        project(matmul, mixed_inputs, [(&weights.out, &mut added[..rows * hidden])]);
+        mixed_inputs.set(products, mixed, rows, inner, [&weights.out]);
+        project(products, mixed_inputs, [(&weights.out, &mut added[..rows * hidden])]);
     }
 }
 

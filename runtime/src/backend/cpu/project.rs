@@ -1,7 +1,11 @@
 //! Matrix products: inputs prepared once and shared by every matrix that reads them, outputs split over the team.
 
+use std::ops::Range;
+
 use millpond_simd::matmul::{ActivationKind, Activations, MatmulKernels, OutTile};
+use millpond_simd::quant::{QFormat, dequantize_row};
 use rayon::prelude::*;
+use zerocopy::IntoBytes;
 
 use crate::par::SharedRows;
 use crate::weights::Matrix;
@@ -9,6 +13,35 @@ use crate::weights::Matrix;
 /// Weight bytes one unit of work covers: large enough to hide the cost of claiming it, small enough that a late
 /// worker holds nobody up.
 const UNIT_BYTES: usize = 96 * 1024;
+
+/// Rows one unit of preparing activations covers.
+const PREPARED_ROWS: usize = 4;
+
+/// What quantised weights are multiplied with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Arithmetic {
+    /// Activations rounded to 8 bits a block: exact integer products, one rounding per block. The fast way.
+    #[default]
+    Quantised,
+    /// Weights widened to f32 and activations as they are: for comparisons with other implementations.
+    Exact,
+}
+
+impl Arithmetic {
+    fn activations_for(self, format: QFormat) -> ActivationKind {
+        match self {
+            Arithmetic::Quantised => format.activation_kind(),
+            Arithmetic::Exact => ActivationKind::F32,
+        }
+    }
+}
+
+/// How products are computed: the kernels of a level, and what quantised weights are multiplied with.
+#[derive(Clone, Copy)]
+pub(super) struct Products {
+    pub(super) kernels: &'static MatmulKernels,
+    pub(super) arithmetic: Arithmetic,
+}
 
 /// Rows of activations, in every form a matrix of the model multiplies with.
 #[derive(Default)]
@@ -36,7 +69,7 @@ impl Inputs {
     /// Takes `rows x cols` new values in the forms that `matrices` need.
     pub(super) fn set<'m>(
         &mut self,
-        kernels: &MatmulKernels,
+        products: Products,
         values: &[f32],
         rows: usize,
         cols: usize,
@@ -45,29 +78,27 @@ impl Inputs {
         (self.rows, self.cols) = (rows, cols);
         self.forms.iter_mut().for_each(|form| form.ready = false);
         for matrix in matrices {
-            let kind = matrix.format().activation_kind();
+            let kind = products.arithmetic.activations_for(matrix.format());
             let form = &mut self.forms[index(kind)];
             if !form.ready {
-                form.activations.prepare(kernels, kind, values, rows, cols);
+                let writer = form.activations.start(kind, rows, cols);
+                let prepare = |row: usize| {
+                    writer.prepare_row(products.kernels, row, &values[row * cols..(row + 1) * cols]);
+                };
+                if rows <= PREPARED_ROWS {
+                    (0..rows).for_each(prepare);
+                } else {
+                    (0..rows).into_par_iter().with_min_len(PREPARED_ROWS).for_each(prepare);
+                }
                 form.ready = true;
             }
         }
-    }
-
-    fn form(&self, matrix: &Matrix) -> &Activations {
-        let form = &self.forms[index(matrix.format().activation_kind())];
-        debug_assert!(form.ready && matrix.cols() == self.cols, "inputs were prepared for another matrix");
-        &form.activations
     }
 }
 
 /// `out[row][..matrix.rows()] = matrix * inputs[row]` for several matrices with one set of inputs, in one parallel
 /// region.
-pub(super) fn project<const N: usize>(
-    kernels: &MatmulKernels,
-    inputs: &Inputs,
-    jobs: [(&Matrix, &mut [f32]); N],
-) {
+pub(super) fn project<const N: usize>(products: Products, inputs: &Inputs, jobs: [(&Matrix, &mut [f32]); N]) {
     let rows = inputs.rows;
     let matrices = jobs.each_ref().map(|(matrix, _)| *matrix);
     let outputs = jobs.map(|(matrix, out)| SharedRows::new(out, rows, matrix.rows()));
@@ -82,17 +113,27 @@ pub(super) fn project<const N: usize>(
         let matrix = matrices[job];
         let first = (unit - starts[job]) * unit_rows(matrix);
         let last = (first + unit_rows(matrix)).min(matrix.rows());
-        let tile: OutTile<'_> = outputs[job].columns(first..last);
-        kernels.matmul(
-            matrix.format(),
-            matrix.row_range(first..last),
-            last - first,
-            matrix.cols(),
-            inputs.form(matrix),
-            0..rows,
-            tile,
-        );
+        multiply(products, inputs, matrix, first..last, outputs[job].columns(first..last));
     });
+}
+
+/// Some rows of a matrix times all rows of the inputs.
+fn multiply(products: Products, inputs: &Inputs, matrix: &Matrix, range: Range<usize>, out: OutTile<'_>) {
+    let (format, cols, rows) = (matrix.format(), matrix.cols(), 0..inputs.rows);
+    let kind = products.arithmetic.activations_for(format);
+    let form = &inputs.forms[index(kind)];
+    debug_assert!(form.ready && cols == inputs.cols, "inputs were prepared for another matrix");
+    let bytes = matrix.row_range(range.clone());
+    if kind == format.activation_kind() {
+        products.kernels.matmul(format, bytes, range.len(), cols, &form.activations, rows, out);
+        return;
+    }
+    let mut widened = vec![0.0; range.len() * cols];
+    for (bytes, row) in bytes.chunks_exact(matrix.row_bytes()).zip(widened.chunks_exact_mut(cols)) {
+        dequantize_row(format, bytes, row).expect("rows of a matrix are whole blocks");
+    }
+    let widened = widened.as_bytes();
+    products.kernels.matmul(QFormat::F32, widened, range.len(), cols, &form.activations, rows, out);
 }
 
 fn unit_rows(matrix: &Matrix) -> usize {
