@@ -112,6 +112,7 @@ impl Engine {
             kv_type: options.kv_type,
             max_window: options.buffer.max_window,
             fold_interval: options.buffer.fold_interval,
+            arithmetic: options.arithmetic,
         };
         let team = Team::new(options.threads)?;
         let backend = CpuBackend::new(model.spec.clone(), model.weights.clone(), kernels, team, cpu)?;

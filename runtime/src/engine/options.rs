@@ -8,6 +8,7 @@ use std::time::Duration;
 use millpond_simd::Isa;
 
 use crate::backend::BackendError;
+use crate::backend::cpu::Arithmetic;
 use crate::par::TeamError;
 use crate::runner::BufferOptions;
 use crate::state::memory::KvType;
@@ -67,6 +68,8 @@ pub struct EngineOptions {
     pub context: usize,
     /// Precision of the attention cache.
     pub kv_type: KvType,
+    /// What quantised weights are multiplied with.
+    pub arithmetic: Arithmetic,
     /// How the state of sequences is kept.
     pub buffer: BufferOptions,
     /// Bytes that running sequences may hold; derived from the machine's memory if absent.
@@ -94,6 +97,7 @@ impl Default for EngineOptions {
             isa: None,
             context: 0,
             kv_type: KvType::default(),
+            arithmetic: Arithmetic::default(),
             buffer: BufferOptions::default(),
             memory_budget: None,
             cache_budget: None,
