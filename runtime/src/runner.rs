@@ -277,6 +277,21 @@ impl Runner {
         Ok(self.backend.forward_mtp(segments, outputs)?)
     }
 
+    /// Gives back what a sequence holds only for rows to come: worth it for one that is kept to be forked.
+    ///
+    /// # Errors
+    /// [`RunError::Backend`] for a sequence of another runner.
+    pub fn compact(&mut self, sequence: &mut Sequence) -> Result<(), RunError> {
+        let cursor = sequence.cursor.as_ref();
+        Ok(self.backend.compact(sequence.slot, cursor.map_or(0, |cursor| cursor.log() + cursor.pending()))?)
+    }
+
+    /// Bytes that some sequences hold together, shared memory counted once.
+    pub fn footprint<'a>(&self, sequences: impl Iterator<Item = &'a Sequence>) -> usize {
+        let slots: Vec<Slot> = sequences.map(Sequence::slot).collect();
+        self.backend.footprint(&slots)
+    }
+
     /// Bytes a sequence holds.
     ///
     /// # Errors

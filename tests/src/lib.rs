@@ -1,5 +1,6 @@
 //! Helpers shared by the cross-crate tests.
 
+pub mod engines;
 pub mod fuzz;
 pub mod poison;
 pub mod reference;

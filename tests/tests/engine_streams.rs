@@ -1,146 +1,171 @@
-//! Requests through the engine: several at once, limits, stops, cancellation, failures that stay alone.
+//! Requests through the engine: several at once, limits, stops, cancellation, what a prompt yields.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use millpond::engine::{Engine, EngineOptions, Event, FinishReason, Generation, Request, SubmitError, Usage};
-use millpond::model::{LoadOptions, Model};
+use millpond::engine::{EngineOptions, FinishReason, Generation, Pooling, Request, SubmitError};
 use millpond::sample::SamplingParams;
-use millpond::state::memory::KvType;
-
-fn data(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
-
-fn golden(name: &str) -> Arc<Model> {
-    Model::load(&data("data/golden").join(name), &LoadOptions::default()).expect("a golden checkpoint")
-}
-
-fn built_in() -> Arc<Model> {
-    let path = data("../server/assets/delta-48m-Q4_K_M.gguf");
-    Model::load(&path, &LoadOptions::default()).expect("the built-in model")
-}
-
-fn options() -> EngineOptions {
-    EngineOptions { threads: 2, kv_type: KvType::F32, ..EngineOptions::default() }
-}
-
-/// A greedy request.
-fn greedy(prompt: Vec<u32>) -> Request {
-    Request { sampling: SamplingParams::greedy(), ..Request::new(prompt) }
-}
-
-fn i32s(file: &safetensors::SafeTensors<'_>, name: &str) -> Vec<u32> {
-    let tensor = file.tensor(name).expect("a tensor of the golden file");
-    tensor.data().chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("4 bytes"))).collect()
-}
-
-/// Tokens, text, and the end.
-fn collect(generation: Generation) -> (Vec<u32>, String, FinishReason, Usage) {
-    let (mut tokens, mut all) = (Vec::new(), String::new());
-    for event in generation {
-        match event {
-            Event::Token { id, text, .. } => {
-                tokens.push(id);
-                all.push_str(&text);
-            }
-            Event::Done { reason, text, usage } => {
-                all.push_str(&text);
-                return (tokens, all, reason, usage);
-            }
-            Event::Error(error) => panic!("{error}"),
-            Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
-        }
-    }
-    panic!("the stream ended without an end");
-}
+use millpond_tests::engines::{
+    Golden, answer, built_in_model, collect, engine, golden_model, greedy, options,
+};
 
 /// transformers' greedy continuations, with all prompts in the engine at once.
 #[test]
 fn concurrent_greedy_streams_equal_transformers() {
     for name in ["qwen35-dense", "qwen3-next", "qwen35-moe"] {
-        let bytes = std::fs::read(data("data/golden").join(name).join("golden.safetensors")).expect("a file");
-        let file = safetensors::SafeTensors::deserialize(&bytes).expect("a golden file");
-        let engine = Engine::start(golden(name), options()).expect("an engine");
-        let prompts: Vec<usize> = (0..6).collect();
-        let running: Vec<Generation> = prompts
-            .iter()
-            .map(|p| {
-                let prompt = i32s(&file, &format!("prompt.{p}.ids"));
-                let request = Request { max_tokens: Some(32), ..greedy(prompt) };
-                engine.handle().submit(request).expect("room")
-            })
-            .collect();
-        for (p, generation) in prompts.iter().zip(running) {
-            let (tokens, _, reason, usage) = collect(generation);
-            assert_eq!(tokens, i32s(&file, &format!("prompt.{p}.greedy")), "{name}, prompt {p}");
-            assert_eq!(reason, FinishReason::Length);
-            assert_eq!(usage.completion_tokens, 32);
+        let golden = Golden::of(name);
+        let engine = engine(&golden_model(name), options());
+        let submit = |p| engine.handle().submit(greedy(&golden.prompt(p).0, 32)).expect("room");
+        let running: Vec<Generation> = (0..6).map(submit).collect();
+        for (p, generation) in running.into_iter().enumerate() {
+            let answer = collect(generation);
+            assert_eq!(answer.tokens, golden.prompt(p).1, "{name}, prompt {p}");
+            assert_eq!(answer.reason, FinishReason::Length);
+            assert_eq!(answer.usage.completion_tokens, 32);
         }
     }
 }
 
 #[test]
 fn text_streams_and_stops() {
-    let model = built_in();
+    let model = built_in_model();
     let tokenizer = model.tokenizer.clone().expect("a tokenizer");
-    let engine = Engine::start(model, options()).expect("an engine");
+    let engine = engine(&model, options());
     let prompt = tokenizer.encode("Once upon a time", false).expect("tokens");
-    let request = Request { max_tokens: Some(40), ..greedy(prompt) };
-    let (tokens, text, reason, _) = collect(engine.handle().submit(request.clone()).expect("room"));
-    assert_eq!(text, tokenizer.decode(&tokens, true));
-    assert_eq!(reason, FinishReason::Length);
+    let whole = answer(&engine, greedy(&prompt, 40));
+    assert_eq!(whole.text, tokenizer.decode(&whole.tokens, true));
+    assert_eq!(whole.reason, FinishReason::Length);
     // Stop at a word of its own making: the text before it comes out whole, and nothing of it.
-    let word = text.split_whitespace().nth(5).expect("words").to_owned();
-    let before = &text[..text.find(&word).expect("the word")];
-    let request = Request { stop: vec![word.clone()], ..request };
-    let (_, stopped, reason, usage) = collect(engine.handle().submit(request).expect("room"));
-    assert_eq!(stopped, before);
-    assert_eq!(reason, FinishReason::Stop(word));
-    assert!(usage.completion_tokens < 40);
+    let word = whole.text.split_whitespace().nth(5).expect("words").to_owned();
+    let before = &whole.text[..whole.text.find(&word).expect("the word")];
+    let stopped = answer(&engine, Request { stop: vec![word.clone()], ..greedy(&prompt, 40) });
+    assert_eq!(stopped.text, before);
+    assert_eq!(stopped.reason, FinishReason::Stop(word));
+    assert!(stopped.usage.completion_tokens < 40);
+}
+
+#[test]
+fn sampled_streams_depend_on_their_seed_and_on_nothing_beside_them() {
+    let model = golden_model("qwen35-dense");
+    let golden = Golden::of("qwen35-dense");
+    let (prompt, greedy_tokens) = golden.prompt(2);
+    let sampled = |seed| {
+        let sampling = SamplingParams { seed: Some(seed), temperature: 1.5, ..SamplingParams::default() };
+        Request { sampling, ..greedy(&prompt, 24) }
+    };
+    let alone = engine(&model, options());
+    let solo: Vec<Vec<u32>> = (0..4).map(|seed| answer(&alone, sampled(seed)).tokens).collect();
+    assert_ne!(solo[0], solo[1]);
+    assert_ne!(solo[0], greedy_tokens);
+    let crowd = engine(&model, options());
+    let running: Vec<Generation> =
+        (0..4).map(|seed| crowd.handle().submit(sampled(seed)).expect("room")).collect();
+    let together: Vec<Vec<u32>> = running.into_iter().map(|generation| collect(generation).tokens).collect();
+    assert_eq!(solo, together);
 }
 
 #[test]
 fn dropped_and_cancelled_streams_give_everything_back() {
-    let model = built_in();
-    let engine = Engine::start(model, options()).expect("an engine");
+    let engine = engine(&built_in_model(), EngineOptions { cache_budget: Some(0), ..options() });
     let handle = engine.handle();
-    let request = Request { ignore_eos: true, ..Request::new(vec![5; 700]) };
-    let dropped = handle.submit(request.clone()).expect("room");
-    let cancelled = handle.submit(request.clone()).expect("room");
-    let stays = handle.submit(Request { max_tokens: Some(8), ..request }).expect("room");
+    let endless = Request { max_tokens: None, ..greedy(&[5; 700], 0) };
+    let dropped = handle.submit(endless.clone()).expect("room");
+    let cancelled = handle.submit(endless.clone()).expect("room");
+    let stays = handle.submit(Request { max_tokens: Some(8), ..endless }).expect("room");
     drop(dropped);
     cancelled.cancel();
-    assert_eq!(collect(cancelled).2, FinishReason::Cancelled);
-    assert_eq!(collect(stays).2, FinishReason::Length);
-    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    assert_eq!(collect(cancelled).reason, FinishReason::Cancelled);
+    assert_eq!(collect(stays).reason, FinishReason::Length);
+    let deadline = Instant::now() + Duration::from_secs(20);
     while !handle.stats().slots.is_empty() {
-        assert!(std::time::Instant::now() < deadline, "streams stay");
+        assert!(Instant::now() < deadline, "streams stay");
         std::thread::sleep(Duration::from_millis(5));
     }
     let stats = handle.stats();
-    assert_eq!((stats.reserved_bytes, stats.waiting), (0, 0));
+    assert_eq!((stats.reserved_bytes, stats.waiting, stats.cache_bytes), (0, 0, 0));
     assert_eq!((stats.cancelled, stats.completed, stats.failed), (2, 1, 0));
 }
 
 #[test]
 fn requests_that_cannot_be_served_are_refused_at_once() {
-    let engine =
-        Engine::start(golden("qwen35-dense"), EngineOptions { context: 100, max_queue: 0, ..options() })
-            .expect("an engine");
-    let handle = engine.handle();
-    let refuse = |request: Request| handle.submit(request).expect_err("a refusal");
+    let model = golden_model("qwen35-dense");
+    let small = engine(&model, EngineOptions { context: 100, max_queue: 0, ..options() });
+    let refuse = |request: Request| small.handle().submit(request).expect_err("a refusal");
     assert!(matches!(refuse(Request::new(vec![])), SubmitError::Invalid(_)));
     assert!(matches!(refuse(Request::new(vec![u32::MAX])), SubmitError::Invalid(_)));
-    let long = Request { max_tokens: Some(51), ..Request::new(vec![1; 50]) };
+    let hot = SamplingParams { temperature: f32::NAN, ..SamplingParams::default() };
+    assert!(matches!(refuse(Request { sampling: hot, ..greedy(&[1], 1) }), SubmitError::Invalid(_)));
     assert_eq!(
-        refuse(long).to_string(),
+        refuse(greedy(&[1; 50], 51)).to_string(),
         "50 prompt tokens and 51 tokens to generate exceed the context of 100"
     );
     assert!(matches!(refuse(Request::new(vec![1])), SubmitError::QueueFull { waiting: 0, .. }));
-    let huge = EngineOptions { memory_budget: Some(1000), ..options() };
-    let engine = Engine::start(golden("qwen35-dense"), huge).expect("an engine");
-    let error = engine.handle().submit(Request::new(vec![1])).expect_err("a refusal");
+    let poor = engine(&model, EngineOptions { memory_budget: Some(1000), ..options() });
+    let error = poor.handle().submit(Request::new(vec![1])).expect_err("a refusal");
     assert!(matches!(error, SubmitError::TooLarge { budget: 1000, .. }));
+}
+
+/// Requests that do not fit side by side wait for each other; each still gets the whole of its answer.
+#[test]
+fn a_memory_budget_is_respected() {
+    let golden = Golden::of("qwen35-dense");
+    let model = golden_model("qwen35-dense");
+    let (prompt, expected) = golden.prompt(5);
+    let one = {
+        let engine = engine(&model, options());
+        let generation = engine.handle().submit(greedy(&prompt, 32)).expect("room");
+        let mut most = 0;
+        for _ in generation {
+            most = most.max(engine.handle().stats().reserved_bytes);
+        }
+        most
+    };
+    assert!(one > 0);
+    let engine = engine(&model, EngineOptions { memory_budget: Some(one * 2), ..options() });
+    let running: Vec<Generation> =
+        (0..5).map(|_| engine.handle().submit(greedy(&prompt, 32)).expect("room")).collect();
+    for generation in running {
+        for event in generation {
+            let stats = engine.handle().stats();
+            assert!(stats.reserved_bytes <= one * 2 && stats.slots.len() <= 2);
+            if let millpond::engine::Event::Done { usage, .. } = event {
+                assert_eq!(usage.completion_tokens, expected.len());
+            }
+        }
+    }
+}
+
+/// Probabilities of the prompt are those of its tokens one by one; embeddings are the hidden states.
+#[test]
+fn prompts_yield_probabilities_and_vectors() {
+    let golden = Golden::of("qwen35-dense");
+    let engine = engine(&golden_model("qwen35-dense"), options());
+    let (prompt, _) = golden.prompt(4);
+    let echoed = answer(&engine, Request { echo: true, logprobs: Some(3), ..greedy(&prompt, 1) });
+    assert_eq!(echoed.prompt.len(), prompt.len());
+    assert!(echoed.prompt[0].is_none());
+    let vocab = engine.handle().model().spec.vocab;
+    let logits = golden.floats("prompt.4.logits");
+    for (t, logprob) in echoed.prompt.iter().enumerate().skip(1) {
+        let logprob = logprob.as_ref().expect("a probability");
+        let row: Vec<f64> = logits[(t - 1) * vocab..t * vocab].iter().map(|&x| f64::from(x)).collect();
+        let normaliser = row.iter().map(|x| x.exp()).sum::<f64>().ln();
+        assert_eq!(logprob.id, prompt[t]);
+        assert!(
+            (f64::from(logprob.logprob) - (row[prompt[t] as usize] - normaliser)).abs() < 1e-3,
+            "row {t}"
+        );
+        assert_eq!(logprob.top.len(), 3);
+        assert!(logprob.top[0].1 >= logprob.top[1].1 && logprob.top[0].1 >= logprob.logprob);
+    }
+    let vector = |pooling, prompt: &[u32]| {
+        answer(&engine, Request { embeddings: Some(pooling), ..greedy(prompt, 0) }).embedding
+    };
+    // The mean over a prompt is the mean of the last states of all its beginnings.
+    let prompt = &prompt[..9];
+    let states: Vec<Vec<f32>> = (1..=9).map(|n| vector(Pooling::Last, &prompt[..n])).collect();
+    for (i, &mean) in vector(Pooling::Mean, prompt).iter().enumerate() {
+        let expected = states.iter().map(|state| state[i]).sum::<f32>() / 9.0;
+        assert!((mean - expected).abs() <= 1e-5 * expected.abs().max(1.0));
+    }
+    assert_eq!(states[0].len(), engine.handle().model().spec.hidden);
 }

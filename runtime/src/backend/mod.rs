@@ -155,6 +155,22 @@ pub trait Backend: Send {
     /// [`BackendError`] when there is no room or no such slot.
     fn fork(&mut self, slot: Slot) -> Result<Slot, BackendError>;
 
+    /// Gives back what a sequence holds only for rows to come; `live` entries of its log are in use. A device may
+    /// have nothing to give back.
+    ///
+    /// # Errors
+    /// [`BackendError::Slot`] for an unknown slot.
+    fn compact(&mut self, slot: Slot, live: usize) -> Result<(), BackendError> {
+        let _ = live;
+        self.usage(slot).map(|_| ())
+    }
+
+    /// Bytes that some sequences hold together, shared memory counted once (or more often, by a device that
+    /// does not know what it shares). Unknown slots hold nothing.
+    fn footprint(&self, slots: &[Slot]) -> usize {
+        slots.iter().filter_map(|slot| self.usage(*slot).ok()).map(|usage| usage.total()).sum()
+    }
+
     /// Bytes a sequence holds.
     ///
     /// # Errors

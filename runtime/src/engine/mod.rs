@@ -15,13 +15,16 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod cache;
 mod costs;
 mod emit;
 mod generation;
 mod memory;
 mod options;
 mod pass;
+mod radix;
 mod request;
+mod reuse;
 pub mod scheduler;
 mod stats;
 mod stream;
@@ -81,6 +84,7 @@ struct Limits {
     options: EngineOptions,
     context: usize,
     memory_budget: usize,
+    cache_budget: usize,
     layout: StateLayout,
 }
 
@@ -139,13 +143,23 @@ impl Engine {
         let runner = Runner::new(backend, model.spec.clone(), options.buffer, context);
         let layout = runner.layout().clone();
         let memory_budget = options.memory_budget.unwrap_or_else(|| memory::available_memory() / 2);
-        let stats = Stats { memory_budget, context, max_running: options.max_running, ..Stats::default() };
+        let cache_budget = options.cache_budget.unwrap_or_else(|| {
+            let snapshots = 8 * memory::sequence_bytes(&layout, &options.buffer, options.kv_type, 0);
+            (memory::total_memory() / 20).max(snapshots.saturating_add(8 * layout.state_bytes()))
+        });
+        let stats = Stats {
+            cache_budget,
+            memory_budget,
+            context,
+            max_running: options.max_running,
+            ..Stats::default()
+        };
         let shared = Arc::new(Shared {
             waiting: AtomicUsize::new(0),
             next_id: AtomicU64::new(1),
             stats: Mutex::new(stats),
         });
-        let limits = Arc::new(Limits { options, context, memory_budget, layout });
+        let limits = Arc::new(Limits { options, context, memory_budget, cache_budget, layout });
         let (commands, receiver) = mpsc::channel();
         let worker = Worker::new(model.clone(), runner, limits.clone(), shared.clone(), receiver);
         let thread = std::thread::Builder::new()

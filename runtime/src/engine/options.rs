@@ -76,6 +76,9 @@ pub struct EngineOptions {
     pub memory_budget: Option<usize>,
     /// Bytes that the prefix cache may hold; the larger of 5 % of the machine's memory and 8 snapshots if absent.
     pub cache_budget: Option<usize>,
+    /// Reuse only state that gives the very bits of a run without a cache. Otherwise prompts also go on from where an
+    /// answer ended, or inside a chunk, where sums are rounded in another order.
+    pub exact_cache: bool,
     /// Most requests that wait.
     pub max_queue: usize,
     /// Most requests that run at once.
@@ -101,6 +104,7 @@ impl Default for EngineOptions {
             buffer: BufferOptions::default(),
             memory_budget: None,
             cache_budget: None,
+            exact_cache: false,
             max_queue: 256,
             max_running: 16,
             max_gap: Duration::from_millis(250),

@@ -115,6 +115,8 @@ impl Worker {
             stream.pool(hidden, width);
         }
         stream.report_prefill();
+        self.keep(lane.stream);
+        let stream = &mut self.running[lane.stream];
         if end < stream.prompt_len() {
             return None;
         }
@@ -149,6 +151,7 @@ impl Worker {
         let committed = self.runner.commit(&mut lane.sequence, accepted);
         let stream = &mut self.running[lane.stream];
         stream.sequence = Some(lane.sequence);
+        stream.prefilled = false;
         stream.usage.drafted += lane.rows - 1;
         stream.usage.accepted += accepted - 1;
         match committed {

@@ -190,3 +190,222 @@ fn slice_rows(view: &View<'_>, decodes: bool) -> usize {
     };
     rows.clamp(PREFILL_CHUNK, MAX_SLICE)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A request of a simulation.
+    #[derive(Clone, Debug)]
+    struct Job {
+        arrives: u64,
+        class: Class,
+        prompt: usize,
+        answer: usize,
+        reserve: usize,
+    }
+
+    fn jobs() -> impl Strategy<Value = Vec<Job>> {
+        let class = prop_oneof![Just(Class::Interactive), Just(Class::Background)];
+        let job = (0u64..200, class, 1usize..3000, 0usize..40, 1usize..=100);
+        let job = job.prop_map(|(arrives, class, prompt, answer, reserve)| Job {
+            arrives,
+            class,
+            prompt,
+            answer,
+            reserve,
+        });
+        prop::collection::vec(job, 1..40)
+    }
+
+    /// An engine without a model.
+    struct Simulation {
+        jobs: Vec<Job>,
+        waiting: Vec<Waiting>,
+        running: Vec<Running>,
+        /// Tokens generated, by job.
+        generated: Vec<usize>,
+        /// Step in which a job ended.
+        ended: Vec<Option<u64>>,
+        step: u64,
+        slices: u64,
+        entered: u64,
+        max_running: usize,
+        budget: usize,
+        costs: Costs,
+    }
+
+    const GAP: Duration = Duration::from_millis(250);
+
+    impl Simulation {
+        fn new(jobs: Vec<Job>, max_running: usize, row: Duration) -> Simulation {
+            let costs = Costs { decode: Duration::from_millis(20), prefill_row: row };
+            let count = jobs.len();
+            Simulation {
+                jobs,
+                waiting: Vec::new(),
+                running: Vec::new(),
+                generated: vec![0; count],
+                ended: vec![None; count],
+                step: 0,
+                slices: 0,
+                entered: 0,
+                max_running,
+                budget: 100,
+                costs,
+            }
+        }
+
+        fn reserved(&self) -> usize {
+            self.running.iter().map(|running| self.jobs[running.id as usize].reserve).sum()
+        }
+
+        fn arrive(&mut self, id: usize) {
+            let Job { class, reserve, .. } = self.jobs[id];
+            self.waiting.push(Waiting { id: id as u64, class, reserve, overtaken: 0 });
+        }
+
+        /// One step, with everything that must hold in each.
+        fn turn(&mut self) {
+            for id in 0..self.jobs.len() {
+                if self.jobs[id].arrives == self.step {
+                    self.arrive(id);
+                }
+            }
+            let plan = plan(&View {
+                step: self.step,
+                slices: self.slices,
+                entered: self.entered,
+                waiting: &self.waiting,
+                running: &self.running,
+                max_running: self.max_running,
+                free: self.budget - self.reserved(),
+                max_gap: GAP,
+                costs: self.costs,
+            });
+            self.check(&plan);
+            self.decode(&plan.decode);
+            if let Some(slice) = plan.slice {
+                self.slices += 1;
+                self.read(slice);
+            }
+            for id in plan.enter {
+                let at = self.waiting.iter().position(|waiting| waiting.id == id).expect("it waits");
+                for waiting in &mut self.waiting[..at] {
+                    waiting.overtaken += 1;
+                    assert!(waiting.overtaken <= MAX_OVERTAKES);
+                }
+                let Waiting { id, class, .. } = self.waiting.remove(at);
+                let left = self.jobs[id as usize].prompt;
+                let phase = Phase::Prefill { position: 0, left, stop: left };
+                self.running.push(Running { id, class, phase });
+                self.entered += 1;
+            }
+            assert!(self.running.len() <= self.max_running);
+            assert!(self.reserved() <= self.budget);
+            self.step += 1;
+        }
+
+        fn check(&self, plan: &Plan) {
+            let mut decode = plan.decode.clone();
+            decode.dedup();
+            assert_eq!(decode, plan.decode, "nobody decodes twice");
+            for running in &self.running {
+                let decodes = plan.decode.contains(&running.id);
+                assert!(!decodes || running.phase == Phase::Decode);
+                if running.phase == Phase::Decode && running.class == Class::Interactive {
+                    assert!(decodes, "an interactive stream never sits a step out");
+                }
+            }
+            if let Some(slice) = plan.slice {
+                let chunks = slice.rows.div_ceil(PREFILL_CHUNK);
+                let took = self.costs.decode + self.costs.prefill_row * slice.rows as u32;
+                assert!(chunks == 1 || took <= GAP, "a slice of {} rows takes {took:?}", slice.rows);
+            }
+            let reads = self.running.iter().any(|running| matches!(running.phase, Phase::Prefill { .. }));
+            assert_eq!(plan.slice.is_some(), reads, "a prompt is read whenever there is one");
+        }
+
+        fn decode(&mut self, ids: &[u64]) {
+            for &id in ids {
+                self.generated[id as usize] += 1;
+            }
+            let (jobs, generated, ended, step) = (&self.jobs, &self.generated, &mut self.ended, self.step);
+            self.running.retain(|running| {
+                let id = running.id as usize;
+                let done = running.phase == Phase::Decode && generated[id] >= jobs[id].answer;
+                if done {
+                    ended[id] = Some(step);
+                }
+                !done
+            });
+        }
+
+        fn read(&mut self, slice: Slice) {
+            let running = self.running.iter_mut().find(|running| running.id == slice.id).expect("it runs");
+            let Phase::Prefill { position, left, .. } = running.phase else { panic!("it reads") };
+            let end = position + slice.rows;
+            assert!(slice.rows > 0 && slice.rows <= left);
+            assert!(slice.rows == left || end.is_multiple_of(PREFILL_CHUNK), "cuts lie at multiples");
+            let left = left - slice.rows;
+            running.phase = match left {
+                0 => Phase::Decode,
+                left => Phase::Prefill { position: end, left, stop: left },
+            };
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Every accepted request ends, within the time that all the work takes.
+        #[test]
+        fn everything_ends(jobs in jobs(), max_running in 1usize..9, row_us in 0u64..5000) {
+            let slices: usize = jobs.iter().map(|job| job.prompt / PREFILL_CHUNK + 2).sum();
+            let answers: usize = jobs.iter().map(|job| (job.answer + 2) * BACKGROUND_SHARE as usize).sum();
+            let bound = 200 + slices + answers + 2 * jobs.len();
+            let mut simulation = Simulation::new(jobs, max_running, Duration::from_micros(row_us));
+            for _ in 0..bound {
+                simulation.turn();
+            }
+            prop_assert!(simulation.ended.iter().all(Option::is_some), "after {} steps", bound);
+        }
+
+        /// A large background request ends although small interactive ones never stop coming.
+        #[test]
+        fn nobody_starves(prompt in 1usize..4000, answer in 0usize..30, reserve in 1usize..=100) {
+            let patient = Job { arrives: 3, class: Class::Background, prompt, answer, reserve };
+            let small = |step| Job {
+                arrives: step,
+                class: Class::Interactive,
+                prompt: 70,
+                answer: 6,
+                reserve: 20,
+            };
+            let bound = 2000;
+            let jobs: Vec<Job> = std::iter::once(patient).chain((0..bound).map(small)).collect();
+            let mut simulation = Simulation::new(jobs, 6, Duration::from_millis(1));
+            for _ in 0..bound {
+                simulation.turn();
+            }
+            prop_assert!(simulation.ended[0].is_some());
+        }
+    }
+
+    #[test]
+    fn a_short_prompt_goes_before_the_rest_of_a_long_one() {
+        let mut simulation = Simulation::new(
+            vec![
+                Job { arrives: 0, class: Class::Interactive, prompt: 32_768, answer: 1, reserve: 1 },
+                Job { arrives: 5, class: Class::Interactive, prompt: 100, answer: 1, reserve: 1 },
+            ],
+            4,
+            Duration::from_millis(1),
+        );
+        for _ in 0..12 {
+            simulation.turn();
+        }
+        assert!(simulation.ended[1].is_some() && simulation.ended[0].is_none());
+    }
+}

@@ -23,6 +23,12 @@ pub(crate) struct Stream {
     pub(super) limit: usize,
     /// Its state; absent while it waits.
     pub(super) sequence: Option<Sequence>,
+    /// Whether its tokens were read as a prompt in whole chunks, as they would be without a cache.
+    pub(super) prefilled: bool,
+    /// Positions in its prompt that are worth a snapshot, ascending.
+    pub(super) cuts: Vec<usize>,
+    /// State of the cache when it was last searched for this prompt.
+    pub(super) searched: Option<u64>,
     /// Bytes reserved for it.
     pub(super) reserved: usize,
     /// Tokens that the reserved bytes are enough for.
@@ -58,6 +64,9 @@ impl Stream {
             tokens: request.prompt.clone(),
             limit,
             sequence: None,
+            prefilled: true,
+            cuts: Vec::new(),
+            searched: None,
             reserved: 0,
             room: 0,
             overtaken: 0,
@@ -96,7 +105,9 @@ impl Stream {
         if position < self.prompt_len() {
             let left = self.prompt_len() - position;
             // Logits of every row are large, so prompts that want them go chunk by chunk.
-            let stop = if self.request.echo { PREFILL_CHUNK - position % PREFILL_CHUNK } else { left };
+            let chunk = if self.request.echo { PREFILL_CHUNK - position % PREFILL_CHUNK } else { left };
+            let cut = self.cuts.iter().find(|&&cut| cut > position).map_or(left, |cut| cut - position);
+            let stop = chunk.min(cut);
             return Phase::Prefill { position, left, stop: stop.min(left) };
         }
         Phase::Decode
@@ -104,7 +115,6 @@ impl Stream {
 
     /// Leaves the queue.
     pub(super) fn enter(&mut self, sequence: Sequence) {
-        self.usage.cached_tokens = sequence.position();
         self.sequence = Some(sequence);
         let now = Instant::now();
         self.usage.queued = now - self.arrived;

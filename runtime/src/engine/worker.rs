@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::Duration;
 
+use super::cache::PrefixCache;
 use super::costs::CostModel;
 use super::pass::Lane;
 use super::request::{FinishReason, RequestError};
@@ -31,7 +32,7 @@ pub(super) enum Outcome {
 pub(super) struct Worker {
     pub(super) model: Arc<Model>,
     pub(super) runner: Runner,
-    limits: Arc<Limits>,
+    pub(super) limits: Arc<Limits>,
     pub(super) shared: Arc<Shared>,
     commands: Receiver<Command>,
     pub(super) waiting: Vec<Stream>,
@@ -41,6 +42,7 @@ pub(super) struct Worker {
     reserved: usize,
     pub(super) costs: CostModel,
     steps: u64,
+    pub(super) cache: PrefixCache,
     pub(super) slices: u64,
     entered: u64,
 }
@@ -53,6 +55,7 @@ impl Worker {
         shared: Arc<Shared>,
         commands: Receiver<Command>,
     ) -> Worker {
+        let cache = PrefixCache::new(limits.cache_budget);
         Worker {
             model,
             runner,
@@ -65,6 +68,7 @@ impl Worker {
             reserved: 0,
             costs: CostModel::default(),
             steps: 0,
+            cache,
             slices: 0,
             entered: 0,
         }
@@ -112,6 +116,7 @@ impl Worker {
     fn turn(&mut self) {
         self.drop_cancelled();
         self.make_room();
+        self.search_again();
         let plan = self.plan();
         self.compose(&plan);
         for &id in &plan.enter {
@@ -227,11 +232,8 @@ impl Worker {
                 stream.reserved = self.limits.sequence_bytes(stream.room);
                 self.reserved += stream.reserved;
                 stream.enter(sequence);
-                let mut stats = self.shared.stats();
-                stats.prompt_tokens += stream.prompt_len() as u64;
-                stats.cached_tokens += stream.usage.cached_tokens as u64;
-                drop(stats);
                 self.running.push(stream);
+                self.reuse(self.running.len() - 1);
             }
             Err(error) => {
                 self.shared.stats().failed += 1;
@@ -247,7 +249,10 @@ impl Worker {
             let mut stream = self.running.remove(index);
             self.reserved -= stream.reserved;
             if let Some(sequence) = stream.sequence.take() {
-                self.runner.release(sequence);
+                match &outcome {
+                    Outcome::Finished(_) => self.keep_last(&stream, sequence),
+                    Outcome::Failed(_) => self.runner.release(sequence),
+                }
             }
             let mut stats = self.shared.stats();
             match outcome {
@@ -286,6 +291,8 @@ impl Worker {
     fn publish(&self) {
         let mut stats = self.shared.stats();
         stats.reserved_bytes = self.reserved;
+        stats.cache_entries = self.cache.len();
+        stats.cache_bytes = self.cache.bytes();
         stats.slots.clear();
         stats.slots.extend(self.running.iter().map(|stream| SlotStats {
             id: stream.id,

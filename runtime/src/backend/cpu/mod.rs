@@ -375,6 +375,25 @@ impl Backend for CpuBackend {
         Ok(self.adopt(copy))
     }
 
+    fn compact(&mut self, slot: Slot, live: usize) -> Result<(), BackendError> {
+        let memory = self.sequences.get_mut(slot.0).and_then(Option::as_mut);
+        memory.ok_or(BackendError::Slot(slot.0))?.resize_logs(&self.layout, live, live);
+        Ok(())
+    }
+
+    fn footprint(&self, slots: &[Slot]) -> usize {
+        let memories = || slots.iter().filter_map(|slot| self.memory(*slot).ok());
+        let own: usize = memories().map(|memory| memory.usage()).map(|usage| usage.log + usage.conv).sum();
+        let bases = memories().filter_map(|memory| memory.base.as_ref());
+        let pages = memories().flat_map(|memory| &memory.pages);
+        let mut shared: Vec<(usize, usize)> =
+            bases.map(|base| (Arc::as_ptr(base).addr(), base.bytes())).collect();
+        shared.extend(pages.map(|page| (Arc::as_ptr(page).addr(), page.bytes())));
+        shared.sort_unstable();
+        shared.dedup();
+        own + shared.iter().map(|&(_, bytes)| bytes).sum::<usize>()
+    }
+
     fn usage(&self, slot: Slot) -> Result<MemoryUsage, BackendError> {
         Ok(self.memory(slot)?.usage())
     }
