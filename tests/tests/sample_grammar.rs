@@ -86,6 +86,70 @@ fn text_under_a_pattern_or_grammar_matches_it() {
     }
 }
 
+const JSON_GBNF: &str = r##"
+# values and what they are made of
+root   ::= object
+value  ::= object | array | string | number | ("true" | "false" | "null") ws
+object ::= "{" ws (member ("," ws member)*)? "}" ws
+member ::= string ":" ws value
+array  ::= "[" ws ( value ("," ws value)* )? "]" ws
+string ::= "\"" ( [^"\\\x7F\x00-\x1F] | "\\" (["\\bfnrt] | "u" [0-9a-fA-F]{4}) ){0,9} "\"" ws
+number ::= ("-"? ([0-9] | [1-9] [0-9]{0,5})) ("." [0-9]{1,3})? ws
+ws     ::= | " " | "\n" [ \t]{0,4}
+"##;
+
+#[test]
+fn text_under_a_gbnf_grammar_satisfies_it() {
+    for seed in 0..12 {
+        let text = generate(&mut compile(GrammarSource::Gbnf(JSON_GBNF.into())).expect("compiles"), seed);
+        let value: Result<Value, _> = serde_json::from_str(&text);
+        // A lone surrogate (\\uD800) satisfies the grammar but is no text.
+        assert!(value.is_ok() || text.contains("\\u"), "{text:?}: {value:?}");
+        let flat = "root ::= item{2,3}\nitem ::= \"- \" [^\\n/]{1,5} \"\\n\"";
+        let text = generate(&mut compile(GrammarSource::Gbnf(flat.into())).expect("compiles"), seed);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!((2..=3).contains(&lines.len()) && text.ends_with('\n'), "{text:?}");
+        assert!(lines.iter().all(|line| line.starts_with("- ") && (3..=7).contains(&line.chars().count())), "{text:?}");
+    }
+}
+
+#[test]
+fn gbnf_accepts_what_it_describes_and_nothing_else() {
+    let takes = |grammar: &str, text: &str| {
+        let mut grammar = compile(GrammarSource::Gbnf(grammar.into())).unwrap_or_else(|error| panic!("{grammar}: {error}"));
+        let ids = TOKENIZER.encode(text, false).expect("encodes");
+        let taken = grammar.accepted_of(&ids).expect("a count");
+        ids.iter().take(taken).for_each(|&id| grammar.accept(id).expect("allowed"));
+        taken == ids.len() && grammar.is_complete().expect("a state")
+    };
+    let sums = "root ::= sum \"=\" num\nsum ::= term ([-+] term)*\nterm ::= num | \"(\" sum \")\"\nnum ::= [0-9]+";
+    assert!(takes(sums, "1+(2-34)=5") && !takes(sums, "1+(2-34=5") && !takes(sums, "1+=5") && !takes(sums, "1=5x"));
+    let any = "root ::= . .{2} | \"\u{e9}\\u00e9\\x2F\"";
+    assert!(takes(any, "a\nb") && takes(any, "\u{e9}\u{e9}/") && !takes(any, "ab") && !takes(any, "abcd"));
+    let options = "root ::= ( \"a\"\n | \"b\" # or\n )? tail\ntail::=[\\]\\-x]+";
+    assert!(takes(options, "a]-x") && takes(options, "x") && !takes(options, "ab") && !takes(options, ""));
+    let recursive = "root ::= \"\" | \"a\" root \"b\"";
+    assert!(takes(recursive, "") && takes(recursive, "aabb") && !takes(recursive, "aab"));
+}
+
+#[test]
+fn gbnf_that_is_none_is_refused() {
+    for source in [
+        "", "root", "root ::= x", "a ::= \"b\"", "root ::= \"a", "root ::= [a", "root ::= []", "root ::= [z-a]", "root ::= (\"a\"",
+        "root ::= \"a\" )", "root ::= \"a\"{2", "root ::= \"a\"{3,2}", "root ::= \"a\"{1,100000}", "root ::= \"\\q\"", "root ::= \"\\uD800\"",
+        "root ::= \"a\"\nroot ::= \"b\"", "root ::= *", "root ::= <[3]>", "root ::= \"\\x\u{e9}\"",
+    ] {
+        assert!(matches!(compile(GrammarSource::Gbnf(source.into())), Err(GrammarError::Invalid(_))), "{source}");
+    }
+    let deep = format!("root ::= {}\"a\"{}", "(".repeat(50_000), ")".repeat(50_000));
+    assert!(matches!(compile(GrammarSource::Gbnf(deep)), Err(GrammarError::Depth { .. })));
+    // Brackets that balance within literals hide the depth of the others from a count.
+    let hidden = format!("root ::= {}\"a\"{}", "(\")\"".repeat(5000), ")".repeat(5000));
+    assert!(matches!(compile(GrammarSource::Gbnf(hidden)), Err(GrammarError::Depth { .. })));
+    let rules: String = (0..20_000).map(|rule| format!("r{rule} ::= \"a\"\n")).collect();
+    assert!(matches!(compile(GrammarSource::Gbnf(format!("root ::= r0\n{rules}"))), Err(GrammarError::Invalid(_))));
+}
+
 #[test]
 fn control_tokens_never_pass_for_text() {
     let mut grammar = compile(GrammarSource::Regex("<\\|im_start\\|>.*".into())).expect("compiles");

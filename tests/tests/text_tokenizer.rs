@@ -1,5 +1,6 @@
 //! The tokenizer against the `tokenizers` library's own ids, GGUF form against JSON form, and hostile files.
 
+use millpond::load::{LoadOptions, TokenizerSource, load_model};
 use millpond::text::{Detokenizer, GgufVocabulary, TokenKind, Tokenizer, TokenizerConfig, TokenizerError};
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -99,6 +100,25 @@ fn ids_of_other_word_patterns_and_normalisation_equal_the_librarys() {
             assert_cases(cases, &[&Tokenizer::from_gguf(vocabulary).expect("valid vocabulary")]);
         }
     }
+}
+
+/// The tokenizer in a GGUF file's own metadata.
+fn tokenizer_of_file(path: &str) -> Tokenizer {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path);
+    let model = load_model(&path, &LoadOptions::default()).unwrap_or_else(|error| panic!("{error}"));
+    match model.tokenizer {
+        TokenizerSource::Gguf(text) => Tokenizer::from_gguf(text.vocabulary).expect("valid vocabulary"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn files_that_llama_cpp_wrote_carry_the_same_tokenizer() {
+    let built_in = tokenizer_of_file("../server/assets/delta-48m-Q4_K_M.gguf");
+    assert_cases("tokenizer_cases.json", &[&built_in]);
+    assert_eq!(built_in.special(), FROM_JSON.special());
+    assert_eq!(built_in.end_of_generation(), FROM_JSON.end_of_generation());
+    assert_cases("tokenizer_cases_qwen35.json", &[&tokenizer_of_file("data/forms/gguf/qwen35-bf16.gguf")]);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! closes on failure: a grammar that cannot be compiled is an error before anything is generated, and one that fails
 //! later ends the stream with an error. Nothing is ever generated without the constraint that was asked for.
 
+use super::gbnf;
 use super::mask::TokenMask;
 use crate::text::{TokenKind, Tokenizer};
 use llguidance::api::{ParserLimits, TopLevelGrammar};
@@ -71,6 +72,8 @@ pub enum GrammarSource {
     Regex(String),
     /// Text of the grammar, in llguidance's variant of Lark.
     Lark(String),
+    /// Text of the grammar, in llama.cpp's notation, from the rule `root`.
+    Gbnf(String),
 }
 
 impl GrammarSource {
@@ -78,7 +81,7 @@ impl GrammarSource {
         let (bytes, depth) = match self {
             Self::JsonSchema(schema) => (json_bytes(schema, 0), json_depth(schema, 0)),
             Self::JsonObject => (0, 0),
-            Self::Regex(text) | Self::Lark(text) => (text.len(), bracket_depth(text)),
+            Self::Regex(text) | Self::Lark(text) | Self::Gbnf(text) => (text.len(), bracket_depth(text)),
         };
         if depth > MAX_DEPTH {
             return Err(GrammarError::Depth { depth });
@@ -89,13 +92,14 @@ impl GrammarSource {
         Ok(())
     }
 
-    fn grammar(&self) -> TopLevelGrammar {
-        match self {
+    fn grammar(&self) -> Result<TopLevelGrammar, GrammarError> {
+        Ok(match self {
             Self::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema.clone()),
             Self::JsonObject => TopLevelGrammar::from_json_schema(serde_json::json!({"type": "object"})),
             Self::Regex(pattern) => TopLevelGrammar::from_regex(pattern),
             Self::Lark(grammar) => TopLevelGrammar::from_lark(grammar.clone()),
-        }
+            Self::Gbnf(grammar) => TopLevelGrammar::from_lark(gbnf::to_lark(grammar)?),
+        })
     }
 }
 
@@ -195,11 +199,10 @@ impl GrammarCompiler {
     /// The source is too large, too deep, malformed or not supported.
     pub fn compile(&self, source: &GrammarSource) -> Result<Grammar, GrammarError> {
         source.check()?;
+        let grammar = source.grammar()?;
         let compiled = std::thread::scope(|scope| {
             let builder = std::thread::Builder::new().name("grammar".to_owned()).stack_size(COMPILER_STACK);
-            let work = || {
-                self.factory.create_parser(source.grammar()).map_err(|error| first_line(&error.to_string()))
-            };
+            let work = || self.factory.create_parser(grammar).map_err(|error| first_line(&error.to_string()));
             let thread = builder.spawn_scoped(scope, work).map_err(|error| error.to_string())?;
             thread.join().map_err(|_| "the compiler panicked".to_owned())?
         });

@@ -4,6 +4,8 @@
 //! the logits, the history, the parameters and the seed, never on what else runs, on time, or on how many threads do.
 
 #[cfg(feature = "grammar")]
+pub mod gbnf;
+#[cfg(feature = "grammar")]
 pub mod grammar;
 pub mod logprobs;
 pub mod mask;
