@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 /// Runs language models with linear attention on the CPU.
 #[derive(Debug, Parser)]
@@ -25,6 +25,8 @@ pub struct Cli {
 pub enum Verb {
     /// Continue a text
     Run(Box<RunArgs>),
+    /// Talk with a model
+    Chat(Box<ChatArgs>),
     /// Show what is inside a model file and the memory it will need
     #[command(alias = "show")]
     Inspect(InspectArgs),
@@ -32,8 +34,14 @@ pub enum Verb {
     Tokenize(TokenizeArgs),
     /// Write the logits of every position of a text to a safetensors file
     Logits(LogitsArgs),
+    /// Measure how fast a model reads and writes
+    Bench(Box<BenchArgs>),
     /// Measure how well a model predicts a text
     Perplexity(PerplexityArgs),
+    /// Look at this machine: processor, kernels, memory, bandwidth
+    Doctor(DoctorArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
 }
 
 /// Which model.
@@ -214,6 +222,89 @@ pub struct RunArgs {
     pub compute: ComputeArgs,
 }
 
+impl RunArgs {
+    /// The settings of a conversation, for a run without a prompt.
+    #[must_use]
+    pub fn chat_settings(&self) -> ChatSettings {
+        ChatSettings {
+            system_prompt: self.system_prompt.clone(),
+            model: self.model.clone(),
+            generation: self.generation.clone(),
+            sampling: self.sampling.clone(),
+            compute: self.compute.clone(),
+        }
+    }
+}
+
+/// Talk with a model.
+#[derive(Args, Debug)]
+pub struct ChatArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub settings: ChatSettings,
+}
+
+/// Settings of a conversation; most can be changed in it.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ChatSettings {
+    /// What the model is told before the conversation
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub system_prompt: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub generation: GenerationArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub compute: ComputeArgs,
+}
+
+/// Options that cannot change while a model runs.
+const FIXED: [&str; 4] = ["model", "mtp", "ctx-size", "threads"];
+
+impl ChatSettings {
+    /// Changes one option by its name on the command line.
+    ///
+    /// # Errors
+    /// No such option, or a value of the wrong kind.
+    pub fn set(&mut self, name: &str, value: &str) -> anyhow::Result<()> {
+        let name = name.trim_start_matches('-').replace('_', "-");
+        if FIXED.contains(&name.as_str()) {
+            anyhow::bail!("{name} cannot change while the model runs");
+        }
+        let command = ChangedSampling::command_for_update().mut_args(|argument| argument.env(None::<&str>));
+        let mut changed = ChangedSampling { sampling: self.sampling.clone(), predict: None };
+        // The equals sign keeps negative numbers from looking like options.
+        command
+            .try_get_matches_from([format!("--{name}={value}")])
+            .and_then(|matches| changed.update_from_arg_matches(&matches))
+            .map_err(|error| anyhow::anyhow!("{}", first_line(&error.to_string())))?;
+        self.sampling = changed.sampling;
+        self.generation.predict = changed.predict.unwrap_or(self.generation.predict);
+        Ok(())
+    }
+}
+
+/// The parser's message without its hints.
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+}
+
+/// What can change during a conversation.
+#[derive(Debug, Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
+struct ChangedSampling {
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[arg(long, allow_negative_numbers = true)]
+    predict: Option<i64>,
+}
+
 /// Show what is inside a model file.
 #[derive(Args, Debug)]
 pub struct InspectArgs {
@@ -298,4 +389,64 @@ pub struct PerplexityArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub compute: ComputeArgs,
+}
+
+/// Measure speed.
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    /// Prompt lengths to measure, separated by commas; 0 for none
+    #[arg(short = 'p', long, value_name = "N", value_delimiter = ',', default_value = "512")]
+    pub n_prompt: Vec<usize>,
+    /// Numbers of tokens to generate, separated by commas; 0 for none
+    #[arg(short = 'n', long, value_name = "N", value_delimiter = ',', default_value = "128")]
+    pub n_gen: Vec<usize>,
+    /// Tokens that stand before those measured
+    #[arg(short = 'd', long, value_name = "N", value_delimiter = ',', default_value = "0")]
+    pub n_depth: Vec<usize>,
+    /// Streams that generate at once
+    #[arg(long, visible_alias = "npl", value_name = "N", value_delimiter = ',', default_value = "1")]
+    pub streams: Vec<usize>,
+    /// Times each measurement is repeated
+    #[arg(short, long, value_name = "N", default_value_t = 5)]
+    pub repetitions: usize,
+    /// Form of the result
+    #[arg(short, long, value_name = "FORM", default_value = "md")]
+    pub output: BenchOutput,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub compute: ComputeArgs,
+}
+
+/// Form of a measurement's result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BenchOutput {
+    /// A Markdown table
+    Md,
+    /// A JSON list
+    Json,
+    /// One JSON object on each line
+    Jsonl,
+    /// Comma-separated values
+    Csv,
+}
+
+/// Look at this machine.
+#[derive(Args, Debug)]
+pub struct DoctorArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub compute: ComputeArgs,
+}
+
+/// Print completions.
+#[derive(Args, Debug)]
+pub struct CompletionsArgs {
+    /// The shell
+    pub shell: clap_complete::Shell,
 }

@@ -13,6 +13,24 @@ use super::settings::Compute;
 /// Rows of a pass: bounds the logits held at once.
 const SLICE: usize = 64;
 
+/// A runner on the processor, for sequences of at most `context` tokens.
+///
+/// # Errors
+/// The machine or the model does not allow it.
+pub(crate) fn runner(model: &Model, compute: &Compute, context: usize) -> anyhow::Result<Runner> {
+    let kernels = Kernels::for_isa(compute.isa)
+        .ok_or_else(|| anyhow::anyhow!("this processor lacks {}", compute.isa))?;
+    let options = CpuOptions {
+        kv_type: compute.kv_type,
+        max_window: compute.buffer.max_window,
+        fold_interval: compute.buffer.fold_interval,
+        arithmetic: Arithmetic::default(),
+    };
+    let team = Team::new(compute.threads)?;
+    let backend = CpuBackend::new(model.spec.clone(), model.weights.clone(), kernels, team, options)?;
+    Ok(Runner::new(Box::new(backend), model.spec.clone(), compute.buffer, context))
+}
+
 /// Evaluates token sequences one at a time.
 pub(crate) struct Evaluator {
     runner: Runner,
@@ -25,18 +43,7 @@ impl Evaluator {
     /// # Errors
     /// The machine or the model does not allow it.
     pub(crate) fn new(model: &Model, compute: &Compute, context: usize) -> anyhow::Result<Evaluator> {
-        let kernels = Kernels::for_isa(compute.isa)
-            .ok_or_else(|| anyhow::anyhow!("this processor lacks {}", compute.isa))?;
-        let options = CpuOptions {
-            kv_type: compute.kv_type,
-            max_window: compute.buffer.max_window,
-            fold_interval: compute.buffer.fold_interval,
-            arithmetic: Arithmetic::default(),
-        };
-        let team = Team::new(compute.threads)?;
-        let backend = CpuBackend::new(model.spec.clone(), model.weights.clone(), kernels, team, options)?;
-        let runner = Runner::new(Box::new(backend), model.spec.clone(), compute.buffer, context);
-        Ok(Evaluator { runner, vocab: model.spec.vocab })
+        Ok(Evaluator { runner: runner(model, compute, context)?, vocab: model.spec.vocab })
     }
 
     /// Calls `each(position, logits)` for the positions of `tokens` from `first` on, in order.

@@ -10,7 +10,8 @@ use anyhow::Context;
 pub(crate) struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
-    /// Takes over Ctrl-C (and the signals that ask a process to end). A second one ends the process with code 130.
+    /// Takes over Ctrl-C (and the signals that ask a process to end). A second one, while the first has not been
+    /// [taken](Interrupt::take), ends the process with code 130.
     ///
     /// # Errors
     /// The system refuses, or they were taken over before.
@@ -30,5 +31,22 @@ impl Interrupt {
     #[must_use]
     pub(crate) fn pressed(&self) -> bool {
         self.0.load(Ordering::SeqCst)
+    }
+
+    /// Whether Ctrl-C was pressed since the last call.
+    pub(crate) fn take(&self) -> bool {
+        self.0.swap(false, Ordering::SeqCst)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_press_is_taken_once() {
+        let interrupt = super::Interrupt::default();
+        interrupt.0.store(true, super::Ordering::SeqCst);
+        assert!(interrupt.pressed());
+        assert!(interrupt.take());
+        assert!(!interrupt.pressed() && !interrupt.take());
     }
 }

@@ -1,12 +1,22 @@
 //! The command line: one file for each verb.
 
+mod answer;
 pub mod args;
 pub mod argv;
+mod bandwidth;
+mod bench;
+mod bench_report;
+mod chat;
+mod chat_line;
+mod completions;
+mod doctor;
 mod evaluate;
 pub mod failure;
+mod folders;
 mod inspect;
 mod interrupt;
 mod logits;
+mod machine;
 mod output;
 mod perplexity;
 mod run;
@@ -55,9 +65,13 @@ fn report_usage(error: &clap::Error) -> ExitCode {
 fn dispatch(verb: &Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Run(args) => run::run(args),
+        Verb::Chat(args) => chat::run(args),
         Verb::Inspect(args) => inspect::run(args),
         Verb::Tokenize(args) => tokenize::run(args),
         Verb::Logits(args) => logits::run(args),
+        Verb::Bench(args) => bench::run(args),
+        Verb::Doctor(args) => doctor::run(args),
+        Verb::Completions(args) => completions::run(args),
         Verb::Perplexity(args) => perplexity::run(args),
     }
 }
