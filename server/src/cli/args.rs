@@ -83,6 +83,15 @@ pub struct ComputeArgs {
     pub no_state_below: Option<usize>,
 }
 
+/// What quantised weights are multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ArithmeticName {
+    /// Activations rounded to 8 bits: what generation uses
+    Fast,
+    /// Activations in single precision: for comparisons with other programs
+    Exact,
+}
+
 /// Precision of the attention cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CacheType {
@@ -360,6 +369,9 @@ pub struct LogitsArgs {
     /// Where to write the tensor `logits`, f32 `[tokens, vocabulary]`
     #[arg(short, long, value_name = "PATH")]
     pub output: PathBuf,
+    /// What quantised weights are multiplied with
+    #[arg(long, value_name = "NAME", default_value = "exact")]
+    pub arithmetic: ArithmeticName,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub model: ModelArgs,
@@ -380,6 +392,9 @@ pub struct PerplexityArgs {
     /// Most windows; all the text holds if absent
     #[arg(long, value_name = "N")]
     pub chunks: Option<usize>,
+    /// What quantised weights are multiplied with
+    #[arg(long, value_name = "NAME", default_value = "fast")]
+    pub arithmetic: ArithmeticName,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -1,7 +1,7 @@
 //! Logits of every position of a token sequence, slice by slice.
 
 use millpond::backend::WantLogits;
-use millpond::backend::cpu::{Arithmetic, CpuBackend, CpuOptions};
+use millpond::backend::cpu::{CpuBackend, CpuOptions};
 use millpond::model::Model;
 use millpond::par::Team;
 use millpond::runner::{Runner, Work};
@@ -24,7 +24,7 @@ pub(crate) fn runner(model: &Model, compute: &Compute, context: usize) -> anyhow
         kv_type: compute.kv_type,
         max_window: compute.buffer.max_window,
         fold_interval: compute.buffer.fold_interval,
-        arithmetic: Arithmetic::default(),
+        arithmetic: compute.arithmetic,
     };
     let team = Team::new(compute.threads)?;
     let backend = CpuBackend::new(model.spec.clone(), model.weights.clone(), kernels, team, options)?;

@@ -18,7 +18,7 @@ use super::settings::{self, Compute};
 /// # Errors
 /// Wrong usage, a model that does not load, an output that cannot be written.
 pub(crate) fn run(args: &LogitsArgs) -> anyhow::Result<()> {
-    let compute = Compute::new(&args.compute, KvType::F32)?;
+    let compute = Compute::new(&args.compute, KvType::F32)?.with_arithmetic(args.arithmetic);
     let model = settings::load_model(&args.model)?;
     let ids = token_ids(args, &model)?;
     if ids.is_empty() {

@@ -21,7 +21,7 @@ pub(crate) fn run(args: &PerplexityArgs) -> anyhow::Result<()> {
     if args.ctx_size < 4 {
         return Err(usage("-c must be at least 4"));
     }
-    let compute = Compute::new(&args.compute, KvType::F16)?;
+    let compute = Compute::new(&args.compute, KvType::F16)?.with_arithmetic(args.arithmetic);
     let text = settings::text_of(None, Some(&args.file))?.unwrap_or_default();
     let model = settings::load_model(&args.model)?;
     let tokenizer = settings::tokenizer(&model)?;

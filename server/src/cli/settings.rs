@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
+use millpond::backend::cpu::Arithmetic;
 use millpond::model::{LoadOptions, Model};
 use millpond::runner::BufferOptions;
 use millpond::state::memory::KvType;
 use millpond::text::Tokenizer;
 use millpond_simd::Isa;
 
-use super::args::{CacheType, ComputeArgs, ModelArgs};
+use super::args::{ArithmeticName, CacheType, ComputeArgs, ModelArgs};
 use super::failure::usage;
 use crate::built_in;
 
@@ -52,6 +53,8 @@ pub struct Compute {
     pub kv_type: KvType,
     /// How the state of sequences is kept.
     pub buffer: BufferOptions,
+    /// What quantised weights are multiplied with.
+    pub arithmetic: Arithmetic,
 }
 
 impl Compute {
@@ -75,7 +78,18 @@ impl Compute {
             stateless_below: args.no_state_below,
             ..BufferOptions::default()
         };
-        Ok(Compute { threads: args.threads, isa, kv_type: cache_type(args, kv_type)?, buffer })
+        let kv_type = cache_type(args, kv_type)?;
+        Ok(Compute { threads: args.threads, isa, kv_type, buffer, arithmetic: Arithmetic::default() })
+    }
+
+    /// The same with another arithmetic.
+    #[must_use]
+    pub fn with_arithmetic(self, name: ArithmeticName) -> Compute {
+        let arithmetic = match name {
+            ArithmeticName::Fast => Arithmetic::Quantised,
+            ArithmeticName::Exact => Arithmetic::Exact,
+        };
+        Compute { arithmetic, ..self }
     }
 }
 
