@@ -1,9 +1,11 @@
 //! Products against the ceilings of the machine, measured alternately in the same run.
 //!
-//! `cargo bench -p millpond-simd --bench matmul -- [--threads N] [--isa NAME] [--rounds N] [gemv|gemm] [FORMAT ..]`
+//! `cargo bench -p millpond-simd --bench matmul -- [--threads N] [--isa NAME] [--rounds N] [gemv|gemm|core] [FORMAT ..]`
 //!
 //! gemv: a matrix of more than 200 MB with 1 to 4 activation rows, as a share of the bandwidth of reading the same
-//! bytes. gemm: 512, 16 and 8 activation rows, as a share of the peak of multiply-adds (bytes or floats).
+//! bytes. gemm: 512, 16 and 8 activation rows, as a share of the peak of multiply-adds (bytes or floats). core: one
+//! thread on weights that fit the second cache level, the best of many short runs: what the instructions allow, even
+//! on a busy machine.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -18,12 +20,20 @@ struct Options {
     isa: Isa,
     gemv: bool,
     gemm: bool,
+    core: bool,
     formats: Vec<QFormat>,
 }
 
 fn options() -> Options {
-    let mut options =
-        Options { threads: 2, rounds: 7, isa: Isa::detect(), gemv: true, gemm: true, formats: Vec::new() };
+    let mut options = Options {
+        threads: 2,
+        rounds: 7,
+        isa: Isa::detect(),
+        gemv: true,
+        gemm: true,
+        core: false,
+        formats: Vec::new(),
+    };
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().expect("an option has a value");
@@ -34,6 +44,7 @@ fn options() -> Options {
             "--isa" => options.isa = value().parse().expect("an instruction set"),
             "gemv" => options.gemm = false,
             "gemm" => options.gemv = false,
+            "core" => (options.gemv, options.gemm, options.core) = (false, false, true),
             name => {
                 let format = QFormat::ALL.into_iter().find(|format| format.name() == name);
                 options.formats.push(format.expect("a format"));
@@ -299,10 +310,83 @@ fn gemm(
     }
 }
 
+fn best(mut work: impl FnMut()) -> f64 {
+    let start = Instant::now();
+    let mut best = f64::INFINITY;
+    while start.elapsed().as_secs_f64() < 0.25 {
+        best = best.min(seconds(&mut work));
+    }
+    best
+}
+
+/// One thread, small weights, best of many.
+fn core(kernels: &MatmulKernels, format: QFormat, cols: usize, rows: usize) {
+    let row_bytes = format.row_bytes(cols).expect("whole blocks");
+    let weights = random_bytes(format, rows * row_bytes);
+    let mut line = format!("| core | {} | {rows} x {cols} |", format.name());
+    for x_rows in [1, 2, 3, 4, 5, 6, 8, 12, 16, 48] {
+        let x: Vec<f32> = (0..x_rows * cols).map(|i| (i as f32 * 0.37).sin()).collect();
+        let mut activations = Activations::new();
+        activations.prepare(kernels, format.activation_kind(), &x, x_rows, cols);
+        let mut out = vec![0.0; x_rows * rows];
+        let time = best(|| {
+            let tile = OutTile::new(&mut out, rows, x_rows, rows);
+            kernels.matmul(format, &weights, rows, cols, &activations, 0..x_rows, tile);
+        });
+        let gigabytes = weights.len() as f64 / time / 1e9;
+        let operations = 2.0 * (x_rows * rows * cols) as f64 / time / 1e9;
+        line += &format!(" {x_rows}: {gigabytes:.1} GB/s {operations:.0} Gop/s |");
+    }
+    println!("{line}");
+}
+
+/// One thread, one activation row, pieces of a matrix beyond the caches: the best piece against the best reading.
+fn stream(kernels: &MatmulKernels, format: QFormat, cols: usize) {
+    let row_bytes = format.row_bytes(cols).expect("whole blocks");
+    let piece_rows = (4_000_000 / row_bytes).next_multiple_of(64);
+    let pieces = 52;
+    let weights = random_bytes(format, pieces * piece_rows * row_bytes);
+    let x: Vec<f32> = (0..cols).map(|i| (i as f32 * 0.37).sin()).collect();
+    let mut activations = Activations::new();
+    activations.prepare(kernels, format.activation_kind(), &x, 1, cols);
+    let mut out = vec![0.0; piece_rows];
+    let (mut read, mut product) = (f64::INFINITY, f64::INFINITY);
+    for i in 0..20 * pieces {
+        let mut piece = weights.chunks_exact(piece_rows * row_bytes).cycle().skip(i % pieces);
+        let first = piece.next().expect("a piece");
+        read = read.min(seconds(|| ceilings::read(first)));
+        let far = piece.nth(pieces / 2).expect("a piece");
+        product = product.min(seconds(|| {
+            let tile = OutTile::new(&mut out, piece_rows, 1, piece_rows);
+            kernels.matmul(format, far, piece_rows, cols, &activations, 0..1, tile);
+        }));
+    }
+    let rate = |time: f64| (piece_rows * row_bytes) as f64 / time / 1e9;
+    println!(
+        "| stream | {} | {} x {cols} | {:.1} of {:.1} GB/s | {:.0} % |",
+        format.name(),
+        pieces * piece_rows,
+        rate(product),
+        rate(read),
+        100.0 * read / product
+    );
+}
+
 fn main() {
     let options = options();
     let kernels = MatmulKernels::for_isa(options.isa).expect("an available instruction set");
     println!("instruction set {}, medians of {} alternating rounds", options.isa, options.rounds);
+    if options.core {
+        println!("bytes: {:.0} Gop/s", 2.0 * ceilings::BYTES / best(ceilings::bytes) / 1e9);
+        println!("floats: {:.0} Gop/s", 2.0 * ceilings::FLOATS / best(ceilings::floats) / 1e9);
+        for &format in &options.formats {
+            stream(kernels, format, 1024);
+            stream(kernels, format, 3584);
+            core(kernels, format, 1024, 128);
+            core(kernels, format, 3584, 64);
+        }
+        return;
+    }
     println!("| product | format | weights | rows | threads | measured | ceiling | share |");
     println!("|---|---|---|---|---|---|---|---|");
     for &format in &options.formats {

@@ -85,6 +85,28 @@ pub(crate) struct RowPointers {
     pub(crate) sums32: *const i16,
 }
 
+impl RowPointers {
+    /// The row `rows` further.
+    #[inline(always)]
+    #[allow(dead_code)] // as above
+    pub(crate) fn step(self, steps: RowSteps, rows: usize) -> RowPointers {
+        let steps = steps.0;
+        RowPointers {
+            floats: self.floats.wrapping_add(rows * steps.floats),
+            quants: self.quants.wrapping_add(rows * steps.quants),
+            scales: self.scales.wrapping_add(rows * steps.scales),
+            sums: self.sums.wrapping_add(rows * steps.sums),
+            sums16: self.sums16.wrapping_add(rows * steps.sums16),
+            sums32: self.sums32.wrapping_add(rows * steps.sums32),
+        }
+    }
+}
+
+/// The distances between rows.
+#[derive(Clone, Copy)]
+#[allow(dead_code)] // as above
+pub(crate) struct RowSteps(RowShape);
+
 /// The place of one row; same fields as [`ActivationRow`].
 pub(crate) struct ActivationRowMut<'a> {
     pub(crate) floats: &'a mut [f32],
@@ -221,15 +243,21 @@ impl Activations {
     #[allow(dead_code)] // as above
     pub(crate) fn row_pointers(&self, row: usize) -> RowPointers {
         assert!(row < self.rows, "there is a row {row}");
-        let shape = RowShape::new(self.kind, self.cols);
         RowPointers {
-            floats: self.floats.as_ptr().wrapping_add(row * shape.floats),
-            quants: self.quants.as_ptr().wrapping_add(row * shape.quants),
-            scales: self.scales.as_ptr().wrapping_add(row * shape.scales),
-            sums: self.sums.as_ptr().wrapping_add(row * shape.sums),
-            sums16: self.sums16.as_ptr().wrapping_add(row * shape.sums16),
-            sums32: self.sums32.as_ptr().wrapping_add(row * shape.sums32),
+            floats: self.floats.as_ptr(),
+            quants: self.quants.as_ptr(),
+            scales: self.scales.as_ptr(),
+            sums: self.sums.as_ptr(),
+            sums16: self.sums16.as_ptr(),
+            sums32: self.sums32.as_ptr(),
         }
+        .step(self.row_steps(), row)
+    }
+
+    /// The distances between rows.
+    #[allow(dead_code)] // as above
+    pub(crate) fn row_steps(&self) -> RowSteps {
+        RowSteps(RowShape::new(self.kind, self.cols))
     }
 
     /// Row `row`, read only.

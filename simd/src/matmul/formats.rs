@@ -3,6 +3,7 @@
 
 use std::marker::PhantomData;
 
+use super::panels::Rows;
 use super::simd::Simd;
 use crate::quant::{IQ4_LEVELS, QFormat};
 
@@ -15,8 +16,6 @@ pub(super) trait Format256<S: Simd> {
     const FORMAT: QFormat;
     /// Whether blocks have an offset.
     const MINS: bool;
-    /// Sub-scales in a block that may differ, 8 or 16.
-    const SUBS: usize;
     const WIDE: bool;
     /// What a weight is above its value.
     const OFFSET: i32;
@@ -32,18 +31,29 @@ pub(super) trait Format256<S: Simd> {
     unsafe fn group<const GROUP: usize>(block: *const u8) -> S::Vector;
 }
 
-/// A format of 32-value blocks with a scale (f16) in front and no offset.
+/// A format of 32-value blocks with a scale (f16) in front and no offset. Blocks of sixteen rows are read side by
+/// side. Weights are as in [`Format256`].
 ///
 /// # Safety
-/// The pointers point at whole blocks; see [`Simd`] for the rest.
+/// `blocks` are whole blocks; see [`Simd`] for the rest.
 pub(super) trait Format32<S: Simd> {
     const FORMAT: QFormat;
     const WIDE: bool;
     /// What a weight is above its value.
     const OFFSET: i32;
 
-    /// The weights of two blocks.
-    unsafe fn pair(low: *const u8, high: *const u8) -> S::Vector;
+    /// Weights `4 i ..` of each row in vector `i`.
+    unsafe fn weights(blocks: Rows) -> [S::Vector; 8];
+
+    /// The scale of each row.
+    #[inline(always)]
+    unsafe fn scales(blocks: Rows) -> S::Floats {
+        // SAFETY: the trait's promise; such blocks have sixteen bytes and more.
+        unsafe {
+            let [halves, ..] = S::rows_of_16(blocks, 0);
+            S::lower_halves(halves)
+        }
+    }
 }
 
 /// The little-endian number at `p`.
@@ -76,7 +86,6 @@ pub(super) struct Q4K<S>(PhantomData<S>);
 impl<S: Simd> Format256<S> for Q4K<S> {
     const FORMAT: QFormat = QFormat::Q4K;
     const MINS: bool = true;
-    const SUBS: usize = 8;
     const WIDE: bool = false;
     const OFFSET: i32 = 0;
     const SCALE_AT: usize = 0;
@@ -106,7 +115,6 @@ pub(super) struct Q5K<S>(PhantomData<S>);
 impl<S: Simd> Format256<S> for Q5K<S> {
     const FORMAT: QFormat = QFormat::Q5K;
     const MINS: bool = true;
-    const SUBS: usize = 8;
     const WIDE: bool = false;
     const OFFSET: i32 = 0;
     const SCALE_AT: usize = 0;
@@ -139,7 +147,6 @@ pub(super) struct Q6K<S>(PhantomData<S>);
 impl<S: Simd> Format256<S> for Q6K<S> {
     const FORMAT: QFormat = QFormat::Q6K;
     const MINS: bool = false;
-    const SUBS: usize = 16;
     const WIDE: bool = false;
     const OFFSET: i32 = 32;
     const SCALE_AT: usize = 208;
@@ -186,7 +193,6 @@ pub(super) struct IQ4XS<S>(PhantomData<S>);
 impl<S: Simd> Format256<S> for IQ4XS<S> {
     const FORMAT: QFormat = QFormat::IQ4XS;
     const MINS: bool = false;
-    const SUBS: usize = 8;
     const WIDE: bool = true;
     const OFFSET: i32 = S::WIDE_OFFSET;
     const SCALE_AT: usize = 0;
@@ -227,6 +233,40 @@ impl<S: Simd> Format256<S> for IQ4XS<S> {
     }
 }
 
+/// Low nibbles, then high ones.
+///
+/// # Safety
+/// See [`Simd`].
+#[inline(always)]
+unsafe fn nibbles<S: Simd>(packed: [S::Vector; 4]) -> [S::Vector; 8] {
+    let mut nibbles = [packed[0]; 8];
+    for i in 0..4 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            nibbles[i] = S::low_nibbles(packed[i]);
+            nibbles[4 + i] = S::high_nibbles(packed[i]);
+        }
+    }
+    nibbles
+}
+
+/// Sixteen bytes of nibbles that index the levels of IQ4, in stored form: low ones, then high ones.
+///
+/// # Safety
+/// See [`Simd`].
+#[inline(always)]
+pub(super) unsafe fn iq4_weights<S: Simd>(packed: [S::Vector; 4]) -> [S::Vector; 8] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let table = iq4_table::<S>();
+        let mut weights = nibbles::<S>(packed);
+        for weights in &mut weights {
+            *weights = S::look_up(table, *weights);
+        }
+        weights
+    }
+}
+
 pub(super) struct Q40<S>(PhantomData<S>);
 
 impl<S: Simd> Format32<S> for Q40<S> {
@@ -235,9 +275,9 @@ impl<S: Simd> Format32<S> for Q40<S> {
     const OFFSET: i32 = 8;
 
     #[inline(always)]
-    unsafe fn pair(low: *const u8, high: *const u8) -> S::Vector {
+    unsafe fn weights(blocks: Rows) -> [S::Vector; 8] {
         // SAFETY: the trait's promise.
-        unsafe { S::nibbles_of_16_and_16(low.add(2), high.add(2)) }
+        unsafe { nibbles::<S>(S::rows_of_16(blocks, 2)) }
     }
 }
 
@@ -249,9 +289,9 @@ impl<S: Simd> Format32<S> for IQ4NL<S> {
     const OFFSET: i32 = S::WIDE_OFFSET;
 
     #[inline(always)]
-    unsafe fn pair(low: *const u8, high: *const u8) -> S::Vector {
+    unsafe fn weights(blocks: Rows) -> [S::Vector; 8] {
         // SAFETY: the trait's promise.
-        unsafe { S::look_up(iq4_table::<S>(), S::nibbles_of_16_and_16(low.add(2), high.add(2))) }
+        unsafe { iq4_weights::<S>(S::rows_of_16(blocks, 2)) }
     }
 }
 
@@ -263,8 +303,16 @@ impl<S: Simd> Format32<S> for Q80<S> {
     const OFFSET: i32 = S::WIDE_OFFSET;
 
     #[inline(always)]
-    unsafe fn pair(low: *const u8, high: *const u8) -> S::Vector {
+    unsafe fn weights(blocks: Rows) -> [S::Vector; 8] {
         // SAFETY: the trait's promise.
-        unsafe { S::stored(S::join(low.add(2), high.add(2))) }
+        unsafe {
+            let [a, b, c, d] = S::rows_of_16(blocks, 2);
+            let [e, f, g, h] = S::rows_of_16(blocks, 18);
+            let mut weights = [a, b, c, d, e, f, g, h];
+            for weights in &mut weights {
+                *weights = S::stored(*weights);
+            }
+            weights
+        }
     }
 }

@@ -42,7 +42,7 @@
 mod activations;
 mod buffer;
 #[cfg(target_arch = "x86_64")]
-mod float_tiles;
+mod floats;
 #[cfg(target_arch = "x86_64")]
 mod formats;
 #[cfg(target_arch = "x86_64")]
@@ -53,6 +53,8 @@ mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod simd;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod unpack;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 

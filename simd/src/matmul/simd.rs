@@ -1,5 +1,7 @@
 //! The vector operations the products are written in: few, and each as large as one instruction set can do well.
 
+use super::panels::Rows;
+
 /// One instruction set. A `Vector` is 64 bytes, seen as bytes, 32 words or 16 ints; a `Half` is 32 bytes.
 ///
 /// # Safety
@@ -23,10 +25,10 @@ pub(super) trait Simd: Copy {
     unsafe fn load_half(p: *const u8) -> Self::Half;
     /// The same 32 bytes in both halves.
     unsafe fn load_twice(p: *const u8) -> Self::Vector;
-    /// 32 bytes of one place, then 32 of another.
-    unsafe fn join(low: *const u8, high: *const u8) -> Self::Vector;
     /// The same 16 bytes in all quarters.
     unsafe fn load_table(p: *const u8) -> Self::Vector;
+    /// Sixteen bytes of each row, `at` after its start: int `i` of each row is in vector `i`.
+    unsafe fn rows_of_16(rows: Rows, at: usize) -> [Self::Vector; 4];
     /// One int in all lanes.
     unsafe fn splat_int(int: i32) -> Self::Vector;
     /// Brings the line at `p` closer; any address will do.
@@ -43,6 +45,13 @@ pub(super) trait Simd: Copy {
     unsafe fn low_nibbles(v: Self::Vector) -> Self::Vector;
     /// The high nibble of each byte.
     unsafe fn high_nibbles(v: Self::Vector) -> Self::Vector;
+    unsafe fn and(a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    /// Ints, zeros shifted in.
+    unsafe fn shift_left<const BITS: i32>(v: Self::Vector) -> Self::Vector;
+    /// Ints, zeros shifted in.
+    unsafe fn shift_right<const BITS: i32>(v: Self::Vector) -> Self::Vector;
+    /// Ints, copies of the sign shifted in.
+    unsafe fn shift_right_signed<const BITS: i32>(v: Self::Vector) -> Self::Vector;
     unsafe fn or(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// 16 where bit `2 PAIR` of a byte (lower half) or bit `2 PAIR + 1` (upper half) is set, else 0.
     unsafe fn fifth_bits<const PAIR: usize>(v: Self::Vector) -> Self::Vector;
@@ -57,18 +66,10 @@ pub(super) trait Simd: Copy {
     unsafe fn words_of_signed(p: *const u8) -> Self::Half;
     /// Eight signed bytes, each twice, as words.
     unsafe fn words_of_pairs(bytes: u64) -> Self::Half;
-    /// Word `i` of sixteen ints.
-    unsafe fn ints_of_words(half: Self::Half) -> Self::Vector;
     /// Words `4 GROUP ..` of the half, each eight times.
     unsafe fn spread<const GROUP: usize>(half: Self::Half) -> Self::Vector;
     /// The upper word of each int, sign-extended.
     unsafe fn upper_words(v: Self::Vector) -> Self::Vector;
-    /// The lower word of each int, sign-extended.
-    unsafe fn lower_words(v: Self::Vector) -> Self::Vector;
-    /// The lower words of `low`'s ints and, above them, the lower words of `high`'s.
-    unsafe fn pair_words(low: Self::Vector, high: Self::Vector) -> Self::Vector;
-    /// The half's words, with nothing in particular above them.
-    unsafe fn widen_half(half: Self::Half) -> Self::Vector;
 
     unsafe fn add(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     unsafe fn subtract(a: Self::Vector, b: Self::Vector) -> Self::Vector;
@@ -91,15 +92,9 @@ pub(super) trait Simd: Copy {
 
     /// The sum of sixteen ints and the sum of eight.
     unsafe fn totals(v: Self::Vector, half: Self::Half) -> (i32, i32);
-    /// The sums of the lower and the upper eight ints of each vector: sixteen, in order.
-    unsafe fn half_totals(v: [Self::Vector; 8]) -> Self::Vector;
-    /// Transposes 16 x 16 ints.
-    unsafe fn transpose(v: &mut [Self::Vector; 16]);
 
     /// Each int rounded to nearest even.
     unsafe fn to_floats(v: Self::Vector) -> Self::Floats;
-    unsafe fn bits(v: Self::Floats) -> Self::Vector;
-    unsafe fn of_bits(v: Self::Vector) -> Self::Floats;
     unsafe fn splat(value: f32) -> Self::Floats;
     unsafe fn load_floats(p: *const f32) -> Self::Floats;
     unsafe fn store_floats(p: *mut f32, v: Self::Floats);
@@ -107,6 +102,8 @@ pub(super) trait Simd: Copy {
     unsafe fn load_first(p: *const f32, count: usize) -> Self::Floats;
     /// Stores the first `count` of sixteen floats.
     unsafe fn store_first(p: *mut f32, v: Self::Floats, count: usize);
+    /// The half-precision numbers in the lower halves of ints.
+    unsafe fn lower_halves(v: Self::Vector) -> Self::Floats;
     /// Sixteen half-precision numbers.
     unsafe fn load_f16(p: *const u8) -> Self::Floats;
     /// Sixteen bfloat16 numbers.

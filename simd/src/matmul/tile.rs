@@ -49,6 +49,12 @@ impl<'a> OutTile<'a> {
         self.cols
     }
 
+    /// Elements from one row to the next.
+    #[allow(dead_code)] // as `element`
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
     /// The columns before and from `col`.
     ///
     /// # Panics

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use crate::matmul::panels::Rows;
 use crate::matmul::simd::Simd;
 
 /// AVX2; `VNNI`: with AVX-VNNI's `vpdpbusd` and `vpdpwssd`.
@@ -53,7 +54,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn load(p: *const u8) -> Two<__m256i> {
         // SAFETY: the trait's promise.
-        unsafe { Self::join(p, p.add(32)) }
+        unsafe { Two(_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast())) }
     }
 
     #[inline(always)]
@@ -81,17 +82,32 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn join(low: *const u8, high: *const u8) -> Two<__m256i> {
-        // SAFETY: the trait's promise.
-        unsafe { Two(_mm256_loadu_si256(low.cast()), _mm256_loadu_si256(high.cast())) }
-    }
-
-    #[inline(always)]
     unsafe fn load_table(p: *const u8) -> Two<__m256i> {
         // SAFETY: the trait's promise.
         unsafe {
             let half = _mm256_broadcastsi128_si256(_mm_loadu_si128(p.cast()));
             Two(half, half)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn rows_of_16(rows: Rows, at: usize) -> [Two<__m256i>; 4] {
+        // SAFETY: the trait's promise.
+        unsafe {
+            // Quarter q of vector c has row 4 q + c; transposing each quarter puts rows in order.
+            let low = transpose_quarters([
+                two_rows(rows, 0, at),
+                two_rows(rows, 1, at),
+                two_rows(rows, 2, at),
+                two_rows(rows, 3, at),
+            ]);
+            let high = transpose_quarters([
+                two_rows(rows, 8, at),
+                two_rows(rows, 9, at),
+                two_rows(rows, 10, at),
+                two_rows(rows, 11, at),
+            ]);
+            [Two(low[0], high[0]), Two(low[1], high[1]), Two(low[2], high[2]), Two(low[3], high[3])]
         }
     }
 
@@ -149,6 +165,26 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     unsafe fn high_nibbles(v: Two<__m256i>) -> Two<__m256i> {
         // SAFETY: the trait's promise.
         unsafe { Self::low_nibbles(Two(_mm256_srli_epi16(v.0, 4), _mm256_srli_epi16(v.1, 4))) }
+    }
+
+    #[inline(always)]
+    unsafe fn and(a: Two<__m256i>, b: Two<__m256i>) -> Two<__m256i> {
+        each!(_mm256_and_si256, a, b)
+    }
+
+    #[inline(always)]
+    unsafe fn shift_left<const BITS: i32>(v: Two<__m256i>) -> Two<__m256i> {
+        each!(_mm256_slli_epi32::<BITS>, v)
+    }
+
+    #[inline(always)]
+    unsafe fn shift_right<const BITS: i32>(v: Two<__m256i>) -> Two<__m256i> {
+        each!(_mm256_srli_epi32::<BITS>, v)
+    }
+
+    #[inline(always)]
+    unsafe fn shift_right_signed<const BITS: i32>(v: Two<__m256i>) -> Two<__m256i> {
+        each!(_mm256_srai_epi32::<BITS>, v)
     }
 
     #[inline(always)]
@@ -212,15 +248,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn ints_of_words(half: __m256i) -> Two<__m256i> {
-        // SAFETY: the trait's promise.
-        unsafe {
-            let low = _mm256_cvtepi16_epi32(_mm256_castsi256_si128(half));
-            Two(low, _mm256_cvtepi16_epi32(_mm256_extracti128_si256(half, 1)))
-        }
-    }
-
-    #[inline(always)]
     unsafe fn spread<const GROUP: usize>(half: __m256i) -> Two<__m256i> {
         // SAFETY: the trait's promise; the index tables have 32 bytes.
         unsafe {
@@ -238,32 +265,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     unsafe fn upper_words(v: Two<__m256i>) -> Two<__m256i> {
         // SAFETY: the trait's promise.
         unsafe { Two(_mm256_srai_epi32(v.0, 16), _mm256_srai_epi32(v.1, 16)) }
-    }
-
-    #[inline(always)]
-    unsafe fn lower_words(v: Two<__m256i>) -> Two<__m256i> {
-        // SAFETY: the trait's promise.
-        unsafe {
-            let (low, high) = (_mm256_slli_epi32(v.0, 16), _mm256_slli_epi32(v.1, 16));
-            Two(_mm256_srai_epi32(low, 16), _mm256_srai_epi32(high, 16))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn pair_words(low: Two<__m256i>, high: Two<__m256i>) -> Two<__m256i> {
-        // SAFETY: the trait's promise.
-        unsafe {
-            Two(
-                _mm256_blend_epi16(low.0, _mm256_slli_epi32(high.0, 16), 0xaa),
-                _mm256_blend_epi16(low.1, _mm256_slli_epi32(high.1, 16), 0xaa),
-            )
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn widen_half(half: __m256i) -> Two<__m256i> {
-        // SAFETY: the trait's promise.
-        unsafe { Two(half, _mm256_setzero_si256()) }
     }
 
     #[inline(always)]
@@ -321,49 +322,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn half_totals(v: [Two<__m256i>; 8]) -> Two<__m256i> {
-        // SAFETY: the trait's promise.
-        unsafe {
-            Two(
-                totals_of_each([v[0].0, v[0].1, v[1].0, v[1].1, v[2].0, v[2].1, v[3].0, v[3].1]),
-                totals_of_each([v[4].0, v[4].1, v[5].0, v[5].1, v[6].0, v[6].1, v[7].0, v[7].1]),
-            )
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn transpose(v: &mut [Two<__m256i>; 16]) {
-        // SAFETY: the trait's promise.
-        unsafe {
-            let mut quadrants = [[_mm256_setzero_si256(); 8]; 4];
-            for i in 0..8 {
-                quadrants[0][i] = v[i].0;
-                quadrants[1][i] = v[i].1;
-                quadrants[2][i] = v[i + 8].0;
-                quadrants[3][i] = v[i + 8].1;
-            }
-            let [a, b, c, d] = quadrants;
-            let (a, b, c, d) = (transpose_8(a), transpose_8(b), transpose_8(c), transpose_8(d));
-            for i in 0..8 {
-                v[i] = Two(a[i], c[i]);
-                v[i + 8] = Two(b[i], d[i]);
-            }
-        }
-    }
-
-    #[inline(always)]
     unsafe fn to_floats(v: Two<__m256i>) -> Two<__m256> {
         each!(_mm256_cvtepi32_ps, v)
-    }
-
-    #[inline(always)]
-    unsafe fn bits(v: Two<__m256>) -> Two<__m256i> {
-        each!(_mm256_castps_si256, v)
-    }
-
-    #[inline(always)]
-    unsafe fn of_bits(v: Two<__m256i>) -> Two<__m256> {
-        each!(_mm256_castsi256_ps, v)
     }
 
     #[inline(always)]
@@ -405,6 +365,18 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe {
             _mm256_maskstore_ps(p, first(count), v.0);
             _mm256_maskstore_ps(p.wrapping_add(8), first(count.saturating_sub(8)), v.1);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn lower_halves(v: Two<__m256i>) -> Two<__m256> {
+        // SAFETY: the trait's promise.
+        unsafe {
+            let mask = _mm256_set1_epi32(0xffff);
+            let (low, high) = (_mm256_and_si256(v.0, mask), _mm256_and_si256(v.1, mask));
+            let words = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0b11_01_10_00);
+            let high = _mm256_cvtph_ps(_mm256_extracti128_si256(words, 1));
+            Two(_mm256_cvtph_ps(_mm256_castsi256_si128(words)), high)
         }
     }
 
@@ -452,6 +424,33 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 }
 
+/// Transposes 4 x 4 ints in each half.
+#[inline(always)]
+unsafe fn transpose_quarters(v: [__m256i; 4]) -> [__m256i; 4] {
+    // SAFETY: the caller has the instructions.
+    unsafe {
+        let (a, b) = (_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpacklo_epi32(v[2], v[3]));
+        let (c, d) = (_mm256_unpackhi_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[2], v[3]));
+        [
+            _mm256_unpacklo_epi64(a, b),
+            _mm256_unpackhi_epi64(a, b),
+            _mm256_unpacklo_epi64(c, d),
+            _mm256_unpackhi_epi64(c, d),
+        ]
+    }
+}
+
+/// Sixteen bytes of rows `row` and `row + 4`.
+#[inline(always)]
+unsafe fn two_rows(rows: Rows, row: usize, at: usize) -> __m256i {
+    let first = rows.start.wrapping_add(row * rows.stride + at);
+    // SAFETY: the caller's promise.
+    unsafe {
+        let low = _mm256_castsi128_si256(_mm_loadu_si128(first.cast()));
+        _mm256_inserti128_si256(low, _mm_loadu_si128(first.add(4 * rows.stride).cast()), 1)
+    }
+}
+
 #[inline(always)]
 unsafe fn dot_half<const VNNI: bool, const WIDE: bool>(sum: __m256i, w: __m256i, x: __m256i) -> __m256i {
     // SAFETY: the caller has the instructions.
@@ -466,44 +465,6 @@ unsafe fn dot_half<const VNNI: bool, const WIDE: bool>(sum: __m256i, w: __m256i,
             _mm256_maddubs_epi16(w, x)
         };
         _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-    }
-}
-
-/// The sum of the eight ints of each vector.
-#[inline(always)]
-unsafe fn totals_of_each(v: [__m256i; 8]) -> __m256i {
-    // SAFETY: the caller has the instructions.
-    unsafe {
-        let low = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
-        let high = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
-        let crossed = _mm256_permute2x128_si256(low, high, 0x21);
-        _mm256_add_epi32(crossed, _mm256_blend_epi32(low, high, 0xf0))
-    }
-}
-
-/// Transposes 8 x 8 ints.
-#[inline(always)]
-unsafe fn transpose_8(v: [__m256i; 8]) -> [__m256i; 8] {
-    // SAFETY: the caller has the instructions.
-    unsafe {
-        let mut t = v;
-        for i in 0..4 {
-            t[2 * i] = _mm256_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
-            t[2 * i + 1] = _mm256_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
-        }
-        let mut u = t;
-        for i in 0..2 {
-            for j in 0..2 {
-                let (a, b) = (t[4 * i + j], t[4 * i + j + 2]);
-                u[4 * i + 2 * j] = _mm256_unpacklo_epi64(a, b);
-                u[4 * i + 2 * j + 1] = _mm256_unpackhi_epi64(a, b);
-            }
-        }
-        for c in 0..4 {
-            t[c] = _mm256_permute2x128_si256(u[c], u[4 + c], 0x20);
-            t[4 + c] = _mm256_permute2x128_si256(u[c], u[4 + c], 0x31);
-        }
-        t
     }
 }
 

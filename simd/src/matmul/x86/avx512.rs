@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use crate::matmul::panels::Rows;
 use crate::matmul::simd::Simd;
 
 /// AVX-512; `VNNI`: with `vpdpbusd` and `vpdpwssd`.
@@ -66,18 +67,35 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn join(low: *const u8, high: *const u8) -> __m512i {
-        // SAFETY: the trait's promise.
-        unsafe {
-            let low = _mm512_castsi256_si512(_mm256_loadu_si256(low.cast()));
-            _mm512_inserti64x4(low, _mm256_loadu_si256(high.cast()), 1)
-        }
-    }
-
-    #[inline(always)]
     unsafe fn load_table(p: *const u8) -> __m512i {
         // SAFETY: the trait's promise.
         unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(p.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn rows_of_16(rows: Rows, at: usize) -> [__m512i; 4] {
+        // SAFETY: the trait's promise.
+        unsafe {
+            // Quarter q of vector c has row 4 q + c; transposing each quarter puts rows in order.
+            let mut v = [_mm512_setzero_si512(); 4];
+            let first = rows.start.wrapping_add(at);
+            for c in 0..4 {
+                let row = first.wrapping_add(c * rows.stride);
+                let four = 4 * rows.stride;
+                v[c] = _mm512_castsi128_si512(sixteen(row));
+                v[c] = _mm512_mask_broadcast_i32x4(v[c], 0x00f0, sixteen(row.add(four)));
+                v[c] = _mm512_mask_broadcast_i32x4(v[c], 0x0f00, sixteen(row.add(2 * four)));
+                v[c] = _mm512_mask_broadcast_i32x4(v[c], 0xf000, sixteen(row.add(3 * four)));
+            }
+            let (a, b) = (_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpacklo_epi32(v[2], v[3]));
+            let (c, d) = (_mm512_unpackhi_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[2], v[3]));
+            [
+                _mm512_unpacklo_epi64(a, b),
+                _mm512_unpackhi_epi64(a, b),
+                _mm512_unpacklo_epi64(c, d),
+                _mm512_unpackhi_epi64(c, d),
+            ]
+        }
     }
 
     #[inline(always)]
@@ -128,6 +146,30 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     unsafe fn high_nibbles(v: __m512i) -> __m512i {
         // SAFETY: the trait's promise.
         unsafe { Self::low_nibbles(_mm512_srli_epi16(v, 4)) }
+    }
+
+    #[inline(always)]
+    unsafe fn and(a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the trait's promise.
+        unsafe { _mm512_and_si512(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn shift_left<const BITS: i32>(v: __m512i) -> __m512i {
+        // SAFETY: the trait's promise.
+        unsafe { _mm512_sll_epi32(v, _mm_cvtsi32_si128(BITS)) }
+    }
+
+    #[inline(always)]
+    unsafe fn shift_right<const BITS: i32>(v: __m512i) -> __m512i {
+        // SAFETY: the trait's promise.
+        unsafe { _mm512_srl_epi32(v, _mm_cvtsi32_si128(BITS)) }
+    }
+
+    #[inline(always)]
+    unsafe fn shift_right_signed<const BITS: i32>(v: __m512i) -> __m512i {
+        // SAFETY: the trait's promise.
+        unsafe { _mm512_sra_epi32(v, _mm_cvtsi32_si128(BITS)) }
     }
 
     #[inline(always)]
@@ -187,12 +229,6 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn ints_of_words(half: __m256i) -> __m512i {
-        // SAFETY: the trait's promise.
-        unsafe { _mm512_cvtepi16_epi32(half) }
-    }
-
-    #[inline(always)]
     unsafe fn spread<const GROUP: usize>(half: __m256i) -> __m512i {
         // SAFETY: the trait's promise; the index table has 64 bytes.
         unsafe {
@@ -205,24 +241,6 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     unsafe fn upper_words(v: __m512i) -> __m512i {
         // SAFETY: the trait's promise.
         unsafe { _mm512_srai_epi32(v, 16) }
-    }
-
-    #[inline(always)]
-    unsafe fn lower_words(v: __m512i) -> __m512i {
-        // SAFETY: the trait's promise.
-        unsafe { _mm512_srai_epi32(_mm512_slli_epi32(v, 16), 16) }
-    }
-
-    #[inline(always)]
-    unsafe fn pair_words(low: __m512i, high: __m512i) -> __m512i {
-        // SAFETY: the trait's promise.
-        unsafe { _mm512_mask_blend_epi16(0xaaaa_aaaa, low, _mm512_slli_epi32(high, 16)) }
-    }
-
-    #[inline(always)]
-    unsafe fn widen_half(half: __m256i) -> __m512i {
-        // SAFETY: the trait's promise.
-        unsafe { _mm512_zextsi256_si512(half) }
     }
 
     #[inline(always)]
@@ -292,72 +310,9 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn half_totals(v: [__m512i; 8]) -> __m512i {
-        // SAFETY: the trait's promise.
-        unsafe {
-            // Quarters of two vectors are summed to one quarter a block, then quarters to ints by a tree.
-            let mut four = [_mm512_setzero_si512(); 4];
-            for (i, four) in four.iter_mut().enumerate() {
-                let (a, b) = (v[2 * i], v[2 * i + 1]);
-                let even = _mm512_shuffle_i64x2(a, b, 0b10_00_10_00);
-                let odd = _mm512_shuffle_i64x2(a, b, 0b11_01_11_01);
-                *four = _mm512_add_epi32(even, odd);
-            }
-            let (a, b) = (sum_pairs(four[0], four[1]), sum_pairs(four[2], four[3]));
-            let sums = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
-            // Int `4 q + i` is block `q` of vector `four[i]`.
-            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-            _mm512_permutexvar_epi32(order, sums)
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn transpose(v: &mut [__m512i; 16]) {
-        // SAFETY: the trait's promise.
-        unsafe {
-            // Ints, then pairs of ints, within quarters; then quarters.
-            let mut t = [_mm512_setzero_si512(); 16];
-            for i in 0..8 {
-                t[2 * i] = _mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
-                t[2 * i + 1] = _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
-            }
-            for i in 0..4 {
-                for j in 0..2 {
-                    let (a, b) = (t[4 * i + j], t[4 * i + j + 2]);
-                    v[4 * i + 2 * j] = _mm512_unpacklo_epi64(a, b);
-                    v[4 * i + 2 * j + 1] = _mm512_unpackhi_epi64(a, b);
-                }
-            }
-            // Now v[4 i + c] holds, in quarter q, column 4 q + c of rows 4 i .. 4 i + 4.
-            for c in 0..4 {
-                let (a, b, e, f) = (v[c], v[4 + c], v[8 + c], v[12 + c]);
-                let (low, high) = (_mm512_shuffle_i64x2(a, b, 0x44), _mm512_shuffle_i64x2(e, f, 0x44));
-                t[c] = _mm512_shuffle_i64x2(low, high, 0x88);
-                t[4 + c] = _mm512_shuffle_i64x2(low, high, 0xdd);
-                let (low, high) = (_mm512_shuffle_i64x2(a, b, 0xee), _mm512_shuffle_i64x2(e, f, 0xee));
-                t[8 + c] = _mm512_shuffle_i64x2(low, high, 0x88);
-                t[12 + c] = _mm512_shuffle_i64x2(low, high, 0xdd);
-            }
-            *v = t;
-        }
-    }
-
-    #[inline(always)]
     unsafe fn to_floats(v: __m512i) -> __m512 {
         // SAFETY: the trait's promise.
         unsafe { _mm512_cvtepi32_ps(v) }
-    }
-
-    #[inline(always)]
-    unsafe fn bits(v: __m512) -> __m512i {
-        // SAFETY: the trait's promise.
-        unsafe { _mm512_castps_si512(v) }
-    }
-
-    #[inline(always)]
-    unsafe fn of_bits(v: __m512i) -> __m512 {
-        // SAFETY: the trait's promise.
-        unsafe { _mm512_castsi512_ps(v) }
     }
 
     #[inline(always)]
@@ -388,6 +343,12 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     unsafe fn store_first(p: *mut f32, v: __m512, count: usize) {
         // SAFETY: the trait's promise; masked lanes are not touched.
         unsafe { _mm512_mask_storeu_ps(p, first(count), v) }
+    }
+
+    #[inline(always)]
+    unsafe fn lower_halves(v: __m512i) -> __m512 {
+        // SAFETY: the trait's promise.
+        unsafe { _mm512_cvtph_ps(_mm512_cvtepi32_epi16(v)) }
     }
 
     #[inline(always)]
@@ -433,11 +394,10 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 }
 
-/// Ints `i` and `i + 2` of each quarter of `a` and `b`, summed and interleaved.
 #[inline(always)]
-unsafe fn sum_pairs(a: __m512i, b: __m512i) -> __m512i {
-    // SAFETY: the caller has the instructions.
-    unsafe { _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)) }
+unsafe fn sixteen(p: *const u8) -> __m128i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm_loadu_si128(p.cast()) }
 }
 
 /// The mask of the first `count` of sixteen lanes.

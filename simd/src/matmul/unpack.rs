@@ -1,0 +1,343 @@
+//! From blocks of sixteen rows to panels. Sixteen bytes of each row are read and transposed first, packed as they are,
+//! so that every int of a vector belongs to one row; fields are taken apart afterwards, for all rows at once.
+
+use super::formats::{Format32, IQ4NL, IQ4XS, Q4K, Q5K, Q6K, Q40, Q80, iq4_weights};
+use super::panels::{Ahead, LINE, Layout, Rows, layout};
+use super::simd::Simd;
+use crate::LANES;
+use crate::quant::{Block, QFormat, unpack_block};
+
+/// A format with an unpacking of its own.
+///
+/// # Safety
+/// The blocks are whole, the panel has room for a block of the format's layout; see [`Simd`] for the rest.
+pub(super) trait Unpack<S: Simd> {
+    const FORMAT: QFormat;
+    const LAYOUT: Layout = layout(Self::FORMAT, S::WIDE_OFFSET);
+
+    /// Unpacks the same block of sixteen rows.
+    unsafe fn block(blocks: Rows, panel: *mut u8);
+}
+
+/// Unpacks `count` blocks of sixteen rows.
+///
+/// # Safety
+/// The processor has the instruction set `S`, whose features the caller is compiled with; the rows have the blocks,
+/// the panel has room for them.
+#[inline(always)]
+pub(super) unsafe fn unpack<S: Simd, F: Unpack<S>>(rows: Rows, count: usize, panel: *mut u8, ahead: Ahead) {
+    let bytes = F::FORMAT.block_bytes();
+    for b in 0..count {
+        let blocks = Rows { start: rows.start.wrapping_add(b * bytes), ..rows };
+        // SAFETY: the caller's promise.
+        unsafe {
+            ahead.block::<S>(b);
+            F::block(blocks, panel.add(b * F::LAYOUT.block_bytes()));
+        }
+    }
+}
+
+/// Each byte of the ints, as ints.
+#[inline(always)]
+unsafe fn bytes<S: Simd>(v: S::Vector) -> [S::Vector; 4] {
+    // SAFETY: as for the caller.
+    unsafe {
+        let mask = S::splat_int(0xff);
+        [
+            S::and(v, mask),
+            S::and(S::shift_right::<8>(v), mask),
+            S::and(S::shift_right::<16>(v), mask),
+            S::shift_right::<24>(v),
+        ]
+    }
+}
+
+/// Each byte of the ints, as signed ints.
+#[inline(always)]
+unsafe fn signed_bytes<S: Simd>(v: S::Vector) -> [S::Vector; 4] {
+    // SAFETY: as for the caller.
+    unsafe {
+        [
+            S::shift_right_signed::<24>(S::shift_left::<24>(v)),
+            S::shift_right_signed::<24>(S::shift_left::<16>(v)),
+            S::shift_right_signed::<24>(S::shift_left::<8>(v)),
+            S::shift_right_signed::<24>(v),
+        ]
+    }
+}
+
+/// Two ints as words of one.
+#[inline(always)]
+unsafe fn pair<S: Simd>(low: S::Vector, high: S::Vector) -> S::Vector {
+    // SAFETY: as for the caller.
+    unsafe { S::or(S::and(low, S::splat_int(0xffff)), S::shift_left::<16>(high)) }
+}
+
+/// Bits `SHIFT ..` of bytes, moved to bit 4 and masked.
+#[inline(always)]
+unsafe fn to_bit_4<S: Simd, const SHIFT: i32>(v: S::Vector, mask: i32) -> S::Vector {
+    // SAFETY: as for the caller.
+    unsafe {
+        let moved = match SHIFT {
+            0 => S::shift_left::<4>(v),
+            1 => S::shift_left::<3>(v),
+            2 => S::shift_left::<2>(v),
+            3 => S::shift_left::<1>(v),
+            4 => v,
+            5 => S::shift_right::<1>(v),
+            6 => S::shift_right::<2>(v),
+            _ => S::shift_right::<3>(v),
+        };
+        S::and(moved, S::splat_int(mask))
+    }
+}
+
+/// Stores vector `i` of a panel's part.
+#[inline(always)]
+unsafe fn put<S: Simd>(part: *mut u8, i: usize, v: S::Vector) {
+    // SAFETY: as for the caller, the part has vector `i`.
+    unsafe { S::store(part.add(LINE * i), v) }
+}
+
+/// The first sixteen bytes of Q4_K and Q5_K: scale, offset unit, eight 6-bit scales and offsets.
+#[inline(always)]
+unsafe fn six_bit_header<S: Simd>(blocks: Rows, layout: Layout, panel: *mut u8) {
+    // SAFETY: as for the caller.
+    unsafe {
+        let [halves, a, b, c] = S::rows_of_16(blocks, 0);
+        S::store_floats(panel.cast(), S::lower_halves(halves));
+        S::store_floats(panel.add(LINE).cast(), S::lower_halves(S::shift_right::<16>(halves)));
+        let six = S::splat_int(0x3f3f_3f3f);
+        let top = S::splat_int(0x3030_3030);
+        let scales = [S::and(a, six), S::or(S::low_nibbles(c), S::and(S::shift_right::<2>(a), top))];
+        let mins = [S::and(b, six), S::or(S::high_nibbles(c), S::and(S::shift_right::<2>(b), top))];
+        for half in 0..2 {
+            let scales = bytes::<S>(scales[half]);
+            let mins = bytes::<S>(mins[half]);
+            for i in 0..4 {
+                put::<S>(panel.add(layout.subs_at()), 4 * half + i, scales[i]);
+            }
+            let pairs = panel.add(layout.pairs_at());
+            put::<S>(pairs, 2 * half, pair::<S>(mins[0], mins[1]));
+            put::<S>(pairs, 2 * half + 1, pair::<S>(mins[2], mins[3]));
+        }
+    }
+}
+
+/// Stores sub-scales, and the pairs of words that take the weights' offset back, if there is one.
+#[inline(always)]
+unsafe fn put_scales<S: Simd, const SUBS: usize>(layout: Layout, scales: [S::Vector; SUBS], panel: *mut u8) {
+    // SAFETY: as for the caller.
+    unsafe {
+        for sub in 0..SUBS {
+            put::<S>(panel.add(layout.subs_at()), sub, scales[sub]);
+        }
+        if layout.offset != 0 {
+            let factor = S::splat_int(-layout.offset);
+            for i in 0..SUBS / 2 {
+                let (low, high) =
+                    (S::multiply(scales[2 * i], factor), S::multiply(scales[2 * i + 1], factor));
+                put::<S>(panel.add(layout.pairs_at()), i, pair::<S>(low, high));
+            }
+        }
+    }
+}
+
+impl<S: Simd> Unpack<S> for Q4K<S> {
+    const FORMAT: QFormat = QFormat::Q4K;
+
+    #[inline(always)]
+    unsafe fn block(blocks: Rows, panel: *mut u8) {
+        // SAFETY: the trait's promise.
+        unsafe {
+            let layout = <Self as Unpack<S>>::LAYOUT;
+            six_bit_header::<S>(blocks, layout, panel);
+            let weights = panel.add(layout.weights_at());
+            for piece in 0..8 {
+                let packed = S::rows_of_16(blocks, 16 + 16 * piece);
+                let at = 16 * (piece / 2) + 4 * (piece % 2);
+                for i in 0..4 {
+                    put::<S>(weights, at + i, S::low_nibbles(packed[i]));
+                    put::<S>(weights, at + 8 + i, S::high_nibbles(packed[i]));
+                }
+            }
+        }
+    }
+}
+
+impl<S: Simd> Unpack<S> for Q5K<S> {
+    const FORMAT: QFormat = QFormat::Q5K;
+
+    #[inline(always)]
+    unsafe fn block(blocks: Rows, panel: *mut u8) {
+        // SAFETY: the trait's promise.
+        unsafe {
+            let layout = <Self as Unpack<S>>::LAYOUT;
+            six_bit_header::<S>(blocks, layout, panel);
+            let weights = panel.add(layout.weights_at());
+            for side in 0..2 {
+                let fifth = S::rows_of_16(blocks, 16 + 16 * side);
+                macro_rules! group {
+                    ($group:literal, $low:literal, $high:literal) => {
+                        let packed = S::rows_of_16(blocks, 48 + 32 * $group + 16 * side);
+                        for i in 0..4 {
+                            let at = 16 * $group + 4 * side + i;
+                            let bit = to_bit_4::<S, $low>(fifth[i], 0x1010_1010);
+                            put::<S>(weights, at, S::or(S::low_nibbles(packed[i]), bit));
+                            let bit = to_bit_4::<S, $high>(fifth[i], 0x1010_1010);
+                            put::<S>(weights, at + 8, S::or(S::high_nibbles(packed[i]), bit));
+                        }
+                    };
+                }
+                group!(0, 0, 1);
+                group!(1, 2, 3);
+                group!(2, 4, 5);
+                group!(3, 6, 7);
+            }
+        }
+    }
+}
+
+impl<S: Simd> Unpack<S> for Q6K<S> {
+    const FORMAT: QFormat = QFormat::Q6K;
+
+    #[inline(always)]
+    unsafe fn block(blocks: Rows, panel: *mut u8) {
+        // SAFETY: the trait's promise.
+        unsafe {
+            let layout = <Self as Unpack<S>>::LAYOUT;
+            let [_, _, _, last] = S::rows_of_16(blocks, 194);
+            S::store_floats(panel.cast(), S::lower_halves(S::shift_right::<16>(last)));
+            let [a, b, c, d] = S::rows_of_16(blocks, 192);
+            let (a, b, c, d) =
+                (signed_bytes::<S>(a), signed_bytes::<S>(b), signed_bytes::<S>(c), signed_bytes::<S>(d));
+            let mut scales = [S::zero(); 16];
+            for i in 0..4 {
+                (scales[i], scales[4 + i], scales[8 + i], scales[12 + i]) = (a[i], b[i], c[i], d[i]);
+            }
+            put_scales::<S, 16>(layout, scales, panel);
+            let weights = panel.add(layout.weights_at());
+            for half in 0..2 {
+                for side in 0..2 {
+                    let first = S::rows_of_16(blocks, 64 * half + 16 * side);
+                    let second = S::rows_of_16(blocks, 64 * half + 32 + 16 * side);
+                    let upper = S::rows_of_16(blocks, 128 + 32 * half + 16 * side);
+                    for i in 0..4 {
+                        let at = 32 * half + 4 * side + i;
+                        let two = to_bit_4::<S, 0>(upper[i], 0x3030_3030);
+                        put::<S>(weights, at, S::or(S::low_nibbles(first[i]), two));
+                        let two = to_bit_4::<S, 2>(upper[i], 0x3030_3030);
+                        put::<S>(weights, at + 8, S::or(S::low_nibbles(second[i]), two));
+                        let two = to_bit_4::<S, 4>(upper[i], 0x3030_3030);
+                        put::<S>(weights, at + 16, S::or(S::high_nibbles(first[i]), two));
+                        let two = to_bit_4::<S, 6>(upper[i], 0x3030_3030);
+                        put::<S>(weights, at + 24, S::or(S::high_nibbles(second[i]), two));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<S: Simd> Unpack<S> for IQ4XS<S> {
+    const FORMAT: QFormat = QFormat::IQ4XS;
+
+    #[inline(always)]
+    unsafe fn block(blocks: Rows, panel: *mut u8) {
+        // SAFETY: the trait's promise.
+        unsafe {
+            let layout = <Self as Unpack<S>>::LAYOUT;
+            let [halves, nibbles, ..] = S::rows_of_16(blocks, 0);
+            S::store_floats(panel.cast(), S::lower_halves(halves));
+            let mut scales = [S::zero(); 8];
+            macro_rules! scale {
+                ($($sub:literal)*) => {
+                    $(let low = S::and(S::shift_right::<{ 4 * $sub }>(nibbles), S::splat_int(15));
+                    let top = S::and(S::shift_right::<{ 16 + 2 * $sub }>(halves), S::splat_int(3));
+                    let scale = S::or(low, S::shift_left::<4>(top));
+                    scales[$sub] = S::subtract(scale, S::splat_int(32));)*
+                };
+            }
+            scale!(0 1 2 3 4 5 6 7);
+            put_scales::<S, 8>(layout, scales, panel);
+            let weights = panel.add(layout.weights_at());
+            for sub in 0..8 {
+                let eight = iq4_weights::<S>(S::rows_of_16(blocks, 8 + 16 * sub));
+                for i in 0..8 {
+                    put::<S>(weights, 8 * sub + i, eight[i]);
+                }
+            }
+        }
+    }
+}
+
+macro_rules! unpack_32 {
+    ($($name:ident)*) => {
+        $(impl<S: Simd> Unpack<S> for $name<S> {
+            const FORMAT: QFormat = <$name<S> as Format32<S>>::FORMAT;
+
+            #[inline(always)]
+            unsafe fn block(blocks: Rows, panel: *mut u8) {
+                // SAFETY: the trait's promise.
+                unsafe {
+                    S::store_floats(panel.cast(), Self::scales(blocks));
+                    let weights = Self::weights(blocks);
+                    for i in 0..8 {
+                        put::<S>(panel.add(<Self as Unpack<S>>::LAYOUT.weights_at()), i, weights[i]);
+                    }
+                }
+            }
+        })*
+    };
+}
+unpack_32!(Q40 IQ4NL Q80);
+
+/// Unpacks `count` blocks of sixteen rows of any block format with narrow weights, in plain code.
+///
+/// # Safety
+/// The rows have the blocks, the panel has room for them.
+pub(super) unsafe fn unpack_any(format: QFormat, rows: Rows, count: usize, panel: *mut u8, _: Ahead) {
+    let layout = layout(format, 0);
+    let bytes = format.block_bytes();
+    let mut unpacked = Block::ZERO;
+    for b in 0..count {
+        for row in 0..LANES {
+            let start = rows.start.wrapping_add(row * rows.stride + b * bytes);
+            // SAFETY: the caller's promise.
+            let block = unsafe { std::slice::from_raw_parts(start, bytes) };
+            unpack_block(format, block, &mut unpacked);
+            // SAFETY: the caller's promise: a block of the panel is writable.
+            let panel = unsafe {
+                let panel = panel.add(b * layout.block_bytes());
+                std::slice::from_raw_parts_mut(panel, layout.block_bytes())
+            };
+            write_block(layout, &unpacked, row, panel);
+        }
+    }
+}
+
+/// Writes one row's block into a panel's block.
+fn write_block(layout: Layout, block: &Block, row: usize, panel: &mut [u8]) {
+    let mut put = |at: usize, bytes: [u8; 4]| {
+        panel[at + 4 * row..at + 4 * row + 4].copy_from_slice(&bytes);
+    };
+    put(0, block.scale.to_le_bytes());
+    if layout.mins {
+        put(LINE, block.min.to_le_bytes());
+    }
+    for pair in 0..layout.pairs() {
+        let word = |sub: usize| match layout.mins {
+            true => i16::from(block.sub_mins[sub]),
+            false => i16::from(block.sub_scales[sub]) * -(layout.offset as i16),
+        };
+        let ([a, b], [c, d]) = (word(2 * pair).to_le_bytes(), word(2 * pair + 1).to_le_bytes());
+        put(layout.pairs_at() + LINE * pair, [a, b, c, d]);
+    }
+    for sub in 0..layout.subs {
+        put(layout.subs_at() + LINE * sub, i32::from(block.sub_scales[sub]).to_le_bytes());
+    }
+    for (i, four) in block.quants[..layout.block_len].as_chunks::<4>().0.iter().enumerate() {
+        let weights = four.map(|quant| (quant + layout.offset as i8) as u8);
+        put(layout.weights_at() + LINE * i, weights);
+    }
+}
