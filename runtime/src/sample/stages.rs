@@ -111,6 +111,7 @@ impl Candidates {
         if count < self.items.len() {
             self.order(count);
             self.items.truncate(count);
+            self.ordered = self.ordered.min(count);
         }
     }
 
