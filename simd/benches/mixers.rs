@@ -1,6 +1,6 @@
 //! Rates of the delta-rule, attention and vector kernels beside the machine's ceilings.
 //!
-//! `cargo bench -p millpond-simd --bench mixers -- [isa]`. Every line is the best of several runs.
+//! `cargo bench -p millpond-simd --bench mixers -- [isa] [vector] [linear] [attention]`. Every line is the best of several runs.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -41,21 +41,43 @@ fn filled(len: usize) -> Vec<f32> {
     (0..len).map(|i| ((i * 2_654_435_761) % 1000) as f32 / 1000.0 - 0.5).collect()
 }
 
-/// GB/s of reading.
-fn read_bandwidth(memory: &[f32], threads: usize) -> f64 {
+/// Reads all of the memory once.
+fn read(memory: &[f32], threads: usize) {
     let share = memory.len() / threads;
-    let seconds = best(|| {
-        on_threads(threads, |thread| {
-            let mut sums = [0_u32; 64];
-            for group in memory[thread * share..][..share].as_chunks::<64>().0 {
-                for (sum, x) in sums.iter_mut().zip(group) {
-                    *sum = sum.wrapping_add(x.to_bits());
-                }
+    on_threads(threads, |thread| {
+        let mut sums = [0_u32; 64];
+        for group in memory[thread * share..][..share].as_chunks::<64>().0 {
+            for (sum, x) in sums.iter_mut().zip(group) {
+                *sum = sum.wrapping_add(x.to_bits());
             }
-            black_box(sums);
-        });
+        }
+        black_box(sums);
     });
-    (share * threads * 4) as f64 / seconds / 1e9
+}
+
+/// Runs `work`, which reads `bytes`, in turn with plain reading; prints both best rates and the median of the
+/// ratios of neighbouring runs.
+fn against_reading(name: &str, memory: &[f32], threads: usize, bytes: usize, mut work: impl FnMut()) {
+    let time = |run: &mut dyn FnMut()| {
+        let start = Instant::now();
+        run();
+        start.elapsed().as_secs_f64()
+    };
+    let runs: Vec<(f64, f64)> = (0..REPEATS)
+        .map(|_| {
+            let reading = (memory.len() * 4) as f64 / time(&mut || read(memory, threads)) / 1e9;
+            (bytes as f64 / time(&mut work) / 1e9, reading)
+        })
+        .collect();
+    let most = |rate: fn(&(f64, f64)) -> f64| runs.iter().map(rate).fold(0.0, f64::max);
+    let mut ratios: Vec<f64> = runs.iter().map(|(rate, reading)| rate / reading).collect();
+    ratios.sort_by(f64::total_cmp);
+    println!(
+        "{name}, {threads} threads: {:.1} GB/s, reading {:.1}, median ratio {:.2}",
+        most(|run| run.0),
+        most(|run| run.1),
+        ratios[REPEATS / 2]
+    );
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -168,11 +190,12 @@ impl Window {
 fn linear(kernels: &Kernels, memory: &mut [f32], peak: f64) {
     let k = kernels.linear;
     for threads in [1, 2] {
-        let bandwidth = read_bandwidth(memory, threads);
         for rows in [1, 2, 4] {
+            let memory = &*memory;
             let (heads, _) = memory.as_chunks::<{ DK * DV }>();
             let share = heads.len() / threads;
-            let seconds = best(|| {
+            let name = format!("window of {rows} after 8 entries, states from memory");
+            against_reading(&name, memory, threads, share * threads * DK * DV * 4, || {
                 on_threads(threads, |thread| {
                     let mut window = Window::new(8, rows);
                     for head in &heads[thread * share..][..share] {
@@ -184,11 +207,6 @@ fn linear(kernels: &Kernels, memory: &mut [f32], peak: f64) {
                     black_box(&window.out);
                 });
             });
-            let rate = (share * threads * DK * DV * 4) as f64 / seconds / 1e9;
-            println!(
-                "window of {rows}, 8 log entries, states from memory, {threads} threads: {rate:.1} GB/s, {:.0} % of reading ({bandwidth:.1})",
-                100.0 * rate / bandwidth
-            );
         }
     }
     let rounds = 50;
@@ -231,9 +249,9 @@ fn attention(kernels: &Kernels, memory: &[f32], peak: f64) {
     let (pages, _) = halves.as_chunks::<{ PAGE * DIM }>();
     let spans = pages.len() / (2 * CONTEXT / PAGE);
     for threads in [1, 2] {
-        let bandwidth = read_bandwidth(memory, threads);
         // Each span is the keys and values of one key/value head; a thread takes every other one.
-        let seconds = best(|| {
+        let name = format!("attention of 4 rows, f16, context {CONTEXT}");
+        against_reading(&name, memory, threads, spans * 2 * CONTEXT * DIM * 2, || {
             on_threads(threads, |thread| {
                 let queries = filled(4 * DIM);
                 let mut partials = Partials::new();
@@ -259,11 +277,6 @@ fn attention(kernels: &Kernels, memory: &[f32], peak: f64) {
                 black_box(out);
             });
         });
-        let rate = (spans * 2 * CONTEXT * DIM * 2) as f64 / seconds / 1e9;
-        println!(
-            "attention decode, 4 rows per key/value head, f16, context {CONTEXT}, {threads} threads: {rate:.1} GB/s, {:.0} % of reading ({bandwidth:.1})",
-            100.0 * rate / bandwidth
-        );
     }
     let rows = 256;
     let queries = filled(rows * DIM);
@@ -327,7 +340,18 @@ fn main() {
     let mut memory = filled(1 << 27);
     let peak = multiply_add_peak();
     println!("{isa}; multiply-add peak {peak:.0} GFLOP/s per thread");
-    vector(kernels);
-    linear(kernels, &mut memory, peak);
-    attention(kernels, &memory, peak);
+    let wanted = |part: &str| {
+        let parts = ["vector", "linear", "attention"];
+        let named = |part: &str| std::env::args().any(|argument| argument == part);
+        named(part) || !parts.into_iter().any(named)
+    };
+    if wanted("vector") {
+        vector(kernels);
+    }
+    if wanted("linear") {
+        linear(kernels, &mut memory, peak);
+    }
+    if wanted("attention") {
+        attention(kernels, &memory, peak);
+    }
 }

@@ -4,7 +4,7 @@ use half::f16;
 
 use super::{MAX_PAGE, Partials};
 use crate::LANES;
-use crate::vector::elementwise::dots;
+use crate::vector::elementwise::{dots, fetch};
 use crate::vector::lanes::{Element, Simd};
 use crate::vector::math::{exp, exp_one};
 
@@ -116,18 +116,8 @@ fn scores<S: Simd, E: Element, const R: usize, const P: usize>(
 ) {
     let positions = keys.len() / dim;
     for first in (0..positions).step_by(P) {
-        if let Some(ahead) = ahead {
-            fetch(s, ahead, first * dim * size_of::<E>(), P.min(positions - first) * dim * size_of::<E>());
-        }
-        score_block::<S, E, R, P>(s, queries, keys, dim, first, out);
-    }
-}
-
-/// Asks for `len` bytes from `start + offset`.
-#[inline(always)]
-fn fetch<S: Simd>(s: S, start: *const u8, offset: usize, len: usize) {
-    for line in (0..len).step_by(64) {
-        s.prefetch(start.wrapping_add(offset + line));
+        let ahead = ahead.map(|ahead| ahead.wrapping_add(first * dim * size_of::<E>()));
+        score_block::<S, E, R, P>(s, queries, keys, dim, first, ahead, out);
     }
 }
 
@@ -139,12 +129,13 @@ fn score_block<S: Simd, E: Element, const R: usize, const P: usize>(
     keys: &[E],
     dim: usize,
     first: usize,
+    ahead: Option<*const u8>,
     out: &mut [[f32; MAX_PAGE]; R],
 ) {
     let positions = keys.len() / dim;
     let queries: [&[f32]; R] = std::array::from_fn(|r| &queries[r * dim..][..dim]);
     let keys: [&[E]; P] = std::array::from_fn(|p| &keys[(first + p).min(positions - 1) * dim..][..dim]);
-    let scores = dots(s, keys, queries);
+    let scores = dots(s, keys, queries, ahead);
     let count = P.min(positions - first);
     for r in 0..R {
         out[r][first..first + count].copy_from_slice(&scores[r * P..][..count]);
@@ -237,10 +228,12 @@ fn accumulate_columns<S: Simd, E: Element, const R: usize, const C: usize>(
             sums[r][c] = s.mul(s.load(&acc[c]), s.splat(factors[r]));
         }
     }
+    let positions = values.len() / dim;
     for (j, value) in values.chunks_exact(dim).enumerate().take(MAX_PAGE) {
         if let Some(ahead) = ahead {
-            let size = size_of::<E>();
-            fetch(s, ahead, (j * dim + column) * size, C * LANES * size);
+            // In the order of addresses, whatever the order of the values.
+            let bytes = C * LANES * size_of::<E>();
+            fetch(s, ahead.wrapping_add((column / (C * LANES) * positions + j) * bytes), bytes);
         }
         let (value, _) = value[column..][..C * LANES].as_chunks();
         for c in 0..C {

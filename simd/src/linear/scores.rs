@@ -67,7 +67,7 @@ impl Scores<'_> {
             None => &self.keys[(log + row + t) * dk..][..dk],
             Some(t) => &self.queries[(row + t) * dk..][..dk],
         });
-        let sums = dots(s, entries, targets);
+        let sums = dots(s, entries, targets, None);
         for r in 0..R {
             let own = log + row + r;
             let at = (row + r) * self.entries + entry;

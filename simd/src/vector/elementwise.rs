@@ -196,12 +196,14 @@ pub(crate) fn dot<S: Simd>(s: S, x: &[f32], y: &[f32]) -> f32 {
     s.reduce_add(sum)
 }
 
-/// Dot products of `A` with `B` vectors, at most 16: lane `b * A + a` is `a . b` in the canonical order.
+/// Dot products of `A` with `B` vectors, at most 16: lane `b * A + a` is `a . b` in the canonical order. Meanwhile
+/// as many bytes as the `a` take are fetched from `ahead`.
 #[inline(always)]
 pub(crate) fn dots<S: Simd, E: Element, const A: usize, const B: usize>(
     s: S,
     a: [&[E]; A],
     b: [&[f32]; B],
+    ahead: Option<*const u8>,
 ) -> Lane {
     const { assert!(A * B <= LANES) };
     let len = a[0].len();
@@ -217,19 +219,28 @@ pub(crate) fn dots<S: Simd, E: Element, const A: usize, const B: usize>(
         for i in (0..A).step_by(a_step) {
             let (a, b) = (&a[i..], &b[j..]);
             let sums = &mut sums[j * A + i..];
+            let ahead = ahead.filter(|_| j == 0).map(|ahead| ahead.wrapping_add(i * len * size_of::<E>()));
             match (a_step.min(a.len()), b_step.min(b.len())) {
-                (4, 1) => dot_block::<S, E, 4, 1>(s, a, b, A, sums),
-                (2, 2) => dot_block::<S, E, 2, 2>(s, a, b, A, sums),
-                (2, 1) => dot_block::<S, E, 2, 1>(s, a, b, A, sums),
-                (1, 2) => dot_block::<S, E, 1, 2>(s, a, b, A, sums),
-                (1, 1) => dot_block::<S, E, 1, 1>(s, a, b, A, sums),
-                _ => dot_block::<S, E, A, B>(s, a, b, A, sums),
+                (4, 1) => dot_block::<S, E, 4, 1>(s, a, b, A, ahead, sums),
+                (2, 2) => dot_block::<S, E, 2, 2>(s, a, b, A, ahead, sums),
+                (2, 1) => dot_block::<S, E, 2, 1>(s, a, b, A, ahead, sums),
+                (1, 2) => dot_block::<S, E, 1, 2>(s, a, b, A, ahead, sums),
+                (1, 1) => dot_block::<S, E, 1, 1>(s, a, b, A, ahead, sums),
+                _ => dot_block::<S, E, A, B>(s, a, b, A, ahead, sums),
             }
         }
     }
     let mut out = [0.0; LANES];
     s.store(s.reduce_add_each(sums), &mut out);
     out
+}
+
+/// Asks for `len` bytes, from any address.
+#[inline(always)]
+pub(crate) fn fetch<S: Simd>(s: S, start: *const u8, len: usize) {
+    for line in (0..len).step_by(64) {
+        s.prefetch(start.wrapping_add(line));
+    }
 }
 
 /// Lane sums of the first `A` and `B` vectors, to `sums[b * stride + a]`.
@@ -239,6 +250,7 @@ fn dot_block<S: Simd, E: Element, const A: usize, const B: usize>(
     a: &[&[E]],
     b: &[&[f32]],
     stride: usize,
+    ahead: Option<*const u8>,
     out: &mut [S::V],
 ) {
     let len = a[0].len();
@@ -246,6 +258,10 @@ fn dot_block<S: Simd, E: Element, const A: usize, const B: usize>(
     let b: [(&[Lane], &[f32]); B] = std::array::from_fn(|j| b[j].as_chunks());
     let mut sums = [[s.zero(); A]; B];
     for group in 0..len / LANES {
+        if let Some(ahead) = ahead {
+            let bytes = A * LANES * size_of::<E>();
+            fetch(s, ahead.wrapping_add(group * bytes), bytes);
+        }
         let mut other = [s.zero(); B];
         for j in 0..B {
             other[j] = s.load(&b[j].0[group]);
