@@ -136,6 +136,7 @@ pub trait Backend: Send {
     fn forward(&mut self, segments: &[Segment<'_>], outputs: &mut Outputs) -> Result<(), BackendError>;
 
     /// Runs the multi-token-prediction head. `outputs.logits` predict, for the row of position `t`, token `t + 2`;
+    /// rows are as long as the head's output, which may be that of a part of the vocabulary, from its start.
     /// `outputs.hidden` is the head's own normed state, which feeds further drafts.
     ///
     /// # Errors

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 
+use super::drafts::Trail;
 use super::radix::{NodeId, RadixTree};
 use crate::runner::Sequence;
 use crate::state::cursor::PREFILL_CHUNK;
@@ -22,6 +23,8 @@ pub(super) struct Snapshot {
     pub(super) sequence: Sequence,
     /// Whether the tokens were read as a prompt in whole chunks, as they would be without a cache.
     pub(super) prefilled: bool,
+    /// What the prediction head still has to read.
+    pub(super) trail: Trail,
 }
 
 #[derive(Debug)]
@@ -133,6 +136,11 @@ impl PrefixCache {
         let uses = replaced.as_ref().map_or(0, |entry| entry.uses);
         self.entries.insert(id, Entry { snapshot, node, usage, uses, used: self.clock });
         (id, replaced.map(|entry| entry.snapshot))
+    }
+
+    /// Bytes held beside the sequences.
+    pub(super) fn trail_bytes(&self) -> usize {
+        self.entries.values().map(|entry| entry.snapshot.trail.bytes()).sum()
     }
 
     /// All sequences held.

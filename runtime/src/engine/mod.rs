@@ -17,6 +17,7 @@
 
 mod cache;
 mod costs;
+mod drafts;
 mod emit;
 mod generation;
 mod memory;
@@ -26,6 +27,7 @@ mod radix;
 mod request;
 mod reuse;
 pub mod scheduler;
+mod speculation;
 mod stats;
 mod stream;
 mod worker;
@@ -45,11 +47,13 @@ use crate::par::Team;
 use crate::runner::Runner;
 use crate::sample::{Sampler, StopMatcher};
 use crate::state::layout::StateLayout;
+use crate::weights::ModelWeights;
+use drafts::Drafter;
 use stream::Stream;
 use worker::Worker;
 
 pub use generation::{Generation, RecvError};
-pub use options::{EngineError, EngineOptions, SpecMode, UnknownSpecMode};
+pub use options::{DraftSource, EngineError, EngineOptions, SpecMode, UnknownSpecMode};
 pub use request::{
     Class, Event, FinishReason, Pooling, Request, RequestError, SubmitError, TokenLogprob, Usage,
 };
@@ -119,7 +123,8 @@ impl Engine {
             arithmetic: options.arithmetic,
         };
         let team = Team::new(options.threads)?;
-        let backend = CpuBackend::new(model.spec.clone(), model.weights.clone(), kernels, team, cpu)?;
+        let weights = with_draft_head(&model.weights, options.draft_vocabulary);
+        let backend = CpuBackend::new(model.spec.clone(), weights, kernels, team, cpu)?;
         Engine::start_on(Box::new(backend), model, options)
     }
 
@@ -173,6 +178,18 @@ impl Engine {
     pub fn handle(&self) -> EngineHandle {
         self.handle.clone()
     }
+}
+
+/// The weights with a prediction head that reads only the first tokens of the vocabulary: those are the frequent ones,
+/// and the others would cost more to read than they are worth as guesses.
+fn with_draft_head(weights: &Arc<ModelWeights>, rows: usize) -> Arc<ModelWeights> {
+    let trimmed = weights.mtp.as_ref().filter(|mtp| mtp.output.rows() > rows);
+    let Some(output) = trimmed.and_then(|mtp| mtp.output.slice_rows(0..rows)) else { return weights.clone() };
+    let mut weights = ModelWeights::clone(weights);
+    if let Some(mtp) = &mut weights.mtp {
+        mtp.output = output;
+    }
+    Arc::new(weights)
 }
 
 /// Options that follow from others.
@@ -235,7 +252,8 @@ impl EngineHandle {
         }
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
         let (sink, generation) = generation::channel(id);
-        let stream = Stream::new(id, request, limit, sink, sampler, stops);
+        let drafter = self.drafter(&request);
+        let stream = Stream::new(id, request, limit, sink, sampler, stops, drafter);
         if self.commands.send(Command::Submit(Box::new(stream))).is_err() {
             self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err(SubmitError::Stopped);
@@ -256,6 +274,9 @@ impl EngineHandle {
         if !request.stop.is_empty() && self.model.tokenizer.is_none() {
             return invalid("the model has no tokenizer, so there is no text to stop at".to_owned());
         }
+        if request.spec == Some(SpecMode::Mtp) && self.model.weights.mtp.is_none() {
+            return invalid("the model has no multi-token-prediction head".to_owned());
+        }
         if request.logprobs.is_some_and(|count| count > MAX_LOGPROBS) {
             return invalid(format!("at most {MAX_LOGPROBS} alternatives can be reported"));
         }
@@ -275,6 +296,12 @@ impl EngineHandle {
             return Err(SubmitError::TooLarge { needed, budget: self.limits.memory_budget });
         }
         Ok(wanted.unwrap_or(context - prompt))
+    }
+
+    fn drafter(&self, request: &Request) -> Drafter {
+        let options = &self.limits.options;
+        let longest = options.spec_draft_max.min(request.spec_draft_max.unwrap_or(usize::MAX));
+        Drafter::new(request.spec.unwrap_or(options.spec), longest, self.model.weights.mtp.is_some())
     }
 
     /// When a place may be free: the mean time of a request, times those that wait, shared by those that run.

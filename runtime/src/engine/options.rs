@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use millpond_simd::Isa;
@@ -57,6 +58,19 @@ impl fmt::Display for SpecMode {
     }
 }
 
+/// A source of drafts. What it proposes changes the speed of a stream and never its tokens.
+pub trait DraftSource: Send + Sync {
+    /// Appends to the empty `draft` at most `longest` tokens that may follow `tokens`: the prompt and what has been
+    /// generated. It is called on the engine's thread before every step of a stream.
+    fn draft(&self, tokens: &[u32], longest: usize, draft: &mut Vec<u32>);
+}
+
+impl fmt::Debug for dyn DraftSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("DraftSource")
+    }
+}
+
 /// How an engine is set up. [`EngineOptions::default`] suits most machines.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
@@ -89,6 +103,12 @@ pub struct EngineOptions {
     pub spec: SpecMode,
     /// Longest draft. `buffer.max_window` grows to hold it.
     pub spec_draft_max: usize,
+    /// Whether draft lengths adapt to what pays. Otherwise drafts are always as long as they may be: for measurements.
+    pub spec_adaptive: bool,
+    /// Proposes drafts in place of the repetition of earlier text.
+    pub draft_source: Option<Arc<dyn DraftSource>>,
+    /// Tokens of the vocabulary, from its start, that the prediction head can propose.
+    pub draft_vocabulary: usize,
     /// Folder of saved sessions; without one, sessions can be neither saved nor loaded.
     pub session_dir: Option<PathBuf>,
 }
@@ -110,6 +130,9 @@ impl Default for EngineOptions {
             max_gap: Duration::from_millis(250),
             spec: SpecMode::Auto,
             spec_draft_max: 4,
+            spec_adaptive: true,
+            draft_source: None,
+            draft_vocabulary: 32_768,
             session_dir: None,
         }
     }

@@ -37,6 +37,7 @@ impl Worker {
             } else if plan.decode.contains(&stream.id) {
                 stream.window.clear();
                 stream.window.extend(stream.tokens.last());
+                stream.window.extend_from_slice(&stream.drafter.draft);
                 (stream.window.len(), PassKind::Window, WantLogits::All)
             } else {
                 continue;
@@ -49,18 +50,22 @@ impl Worker {
 
     /// Runs the composed pass and takes in what it yields.
     pub(super) fn pass(&mut self) -> Vec<(usize, Outcome)> {
-        let pools = self.lanes.iter().any(|lane| self.running[lane.stream].request.embeddings.is_some());
-        self.runner.outputs_mut().want_hidden = pools;
+        let states = |lane: &Lane| {
+            let stream = &self.running[lane.stream];
+            stream.request.embeddings.is_some() || stream.drafter.follows
+        };
+        self.runner.outputs_mut().want_hidden = self.lanes.iter().any(states);
         let started = Instant::now();
         if let Err(error) = run(&mut self.runner, &mut self.lanes, &self.running) {
             return self.fail_lanes(&RequestError::Backend(error.to_string()));
         }
         let took = started.elapsed();
+        let streams = self.lanes.iter().filter(|lane| lane.kind == PassKind::Window).count();
         let rows_of = |kind: PassKind| {
             self.lanes.iter().filter(|lane| lane.kind == kind).map(|lane| lane.rows).sum::<usize>()
         };
         let (decode, slice) = (rows_of(PassKind::Window), rows_of(PassKind::Prefill));
-        self.costs.record(decode, slice, took);
+        self.costs.record(streams, decode - streams, slice, took);
         self.slices += u64::from(slice > 0);
         {
             let mut stats = self.shared.stats();
@@ -69,8 +74,19 @@ impl Worker {
             *seconds += took.as_secs_f64();
         }
         let outputs = std::mem::take(self.runner.outputs_mut());
+        let read = self.lanes.iter().find(|lane| lane.kind == PassKind::Prefill).map(|lane| lane.stream);
+        let before = self.generated;
         let outcomes = self.digest(&outputs);
         *self.runner.outputs_mut() = outputs;
+        if slice == 0 {
+            let (tokens, plain) = (self.generated - before, self.costs.plain_pass(streams));
+            let took = took.as_secs_f64() + self.drafting;
+            self.speculation.record(streams, tokens, decode - streams, took, plain);
+        }
+        self.read_trails();
+        if let Some(read) = read {
+            self.keep(read);
+        }
         outcomes
     }
 
@@ -93,7 +109,7 @@ impl Worker {
             hidden = rest;
             let outcome = match lane.kind {
                 PassKind::Prefill => self.digest_prompt(lane, mine, states),
-                PassKind::Window => self.digest_window(lane, mine),
+                PassKind::Window => self.digest_window(lane, mine, states),
             };
             outcomes.extend(outcome.map(|outcome| (index, outcome)));
         }
@@ -111,12 +127,11 @@ impl Worker {
                 stream.push_prompt_row(end - lane.rows + row, logits);
             }
         }
+        stream.drafter.follow(end - lane.rows, hidden, width);
         if stream.request.embeddings.is_some() {
             stream.pool(hidden, width);
         }
         stream.report_prefill();
-        self.keep(lane.stream);
-        let stream = &mut self.running[lane.stream];
         if end < stream.prompt_len() {
             return None;
         }
@@ -131,7 +146,7 @@ impl Worker {
     }
 
     /// Takes in decode rows: as many stand as agree with what is chosen.
-    fn digest_window(&mut self, mut lane: Lane, logits: &[f32]) -> Option<Outcome> {
+    fn digest_window(&mut self, mut lane: Lane, logits: &[f32], hidden: &[f32]) -> Option<Outcome> {
         let mut accepted = 0;
         let mut outcome = None;
         for row in logits.chunks_exact(self.model.spec.vocab) {
@@ -148,10 +163,14 @@ impl Worker {
                 }
             }
         }
+        self.judge(lane.stream, accepted - 1);
+        let (start, width) = (lane.sequence.position(), self.model.spec.hidden);
         let committed = self.runner.commit(&mut lane.sequence, accepted);
         let stream = &mut self.running[lane.stream];
         stream.sequence = Some(lane.sequence);
         stream.prefilled = false;
+        let hidden = hidden.get(..accepted * width).unwrap_or_default();
+        stream.drafter.follow(start, hidden, width);
         stream.usage.drafted += lane.rows - 1;
         stream.usage.accepted += accepted - 1;
         match committed {
@@ -166,6 +185,7 @@ impl Worker {
         let token = stream.choose(logits)?;
         let logprob = stream.logprob(logits, token);
         let finished = stream.push(token, logprob, self.model.tokenizer.as_deref());
+        self.generated += 1;
         self.shared.stats().generated_tokens += 1;
         Ok((token, finished))
     }

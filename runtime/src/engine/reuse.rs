@@ -68,7 +68,7 @@ impl Worker {
     /// is no loss: the prompt is read from where it stands.
     fn fork(&mut self, index: usize, id: u64, position: usize) {
         let Some(snapshot) = self.cache.take_note(id) else { return };
-        let prefilled = snapshot.prefilled;
+        let (prefilled, mut trail) = (snapshot.prefilled, snapshot.trail.clone());
         let mut fork = match self.runner.fork(&snapshot.sequence) {
             Ok(fork) => fork,
             Err(error) => {
@@ -83,7 +83,9 @@ impl Worker {
             self.runner.release(fork);
             return;
         }
+        trail.rewind(position, self.model.spec.hidden);
         let stream = &mut self.running[index];
+        stream.drafter.trail = trail;
         stream.prefilled = prefilled && position.is_multiple_of(crate::state::cursor::PREFILL_CHUNK);
         if let Some(before) = stream.sequence.replace(fork) {
             self.runner.release(before);
@@ -102,7 +104,8 @@ impl Worker {
         match self.runner.fork(sequence) {
             Ok(fork) => {
                 let (tokens, prefilled) = (stream.tokens[..position].to_vec(), stream.prefilled);
-                self.insert(&tokens, fork, prefilled);
+                let trail = stream.drafter.trail.clone();
+                self.insert(&tokens, Snapshot { sequence: fork, prefilled, trail });
             }
             Err(error) => tracing::warn!(%error, "no room for a snapshot"),
         }
@@ -116,24 +119,28 @@ impl Worker {
             self.runner.release(sequence);
             return;
         }
-        self.insert(tokens, sequence, stream.prefilled);
+        let (prefilled, trail) = (stream.prefilled, stream.drafter.trail.clone());
+        self.insert(tokens, Snapshot { sequence, prefilled, trail });
     }
 
-    fn insert(&mut self, tokens: &[u32], mut sequence: Sequence, prefilled: bool) {
-        let usage = self.runner.compact(&mut sequence).and_then(|()| self.runner.usage(&sequence));
+    fn insert(&mut self, tokens: &[u32], mut snapshot: Snapshot) {
+        let sequence = &mut snapshot.sequence;
+        let usage = self.runner.compact(sequence).and_then(|()| self.runner.usage(sequence));
         let usage = match usage {
             Ok(usage) => usage,
             Err(error) => {
                 tracing::warn!(%error, "a snapshot was lost");
-                self.runner.release(sequence);
+                self.runner.release(snapshot.sequence);
                 return;
             }
         };
-        let (_, replaced) = self.cache.insert(tokens, Snapshot { sequence, prefilled }, usage);
+        let (_, replaced) = self.cache.insert(tokens, snapshot, usage);
         if let Some(replaced) = replaced {
             self.runner.release(replaced.sequence);
         }
-        while let Some(evicted) = self.cache.account(self.runner.footprint(self.cache.sequences())) {
+        loop {
+            let bytes = self.runner.footprint(self.cache.sequences()) + self.cache.trail_bytes();
+            let Some(evicted) = self.cache.account(bytes) else { return };
             self.runner.release(evicted.sequence);
         }
     }

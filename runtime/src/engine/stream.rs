@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::drafts::Drafter;
 use super::emit::TextEmitter;
 use super::generation::EventSink;
 use super::request::{Event, FinishReason, Pooling, Request, RequestError, TokenLogprob, Usage};
@@ -42,6 +43,7 @@ pub(crate) struct Stream {
     /// Probabilities of the prompt's tokens, where asked for.
     pub(super) prompt_logprobs: Vec<Option<TokenLogprob>>,
     pub(super) usage: Usage,
+    pub(super) drafter: Drafter,
     sampler: Sampler,
     emitter: TextEmitter,
     arrived: Instant,
@@ -57,6 +59,7 @@ impl Stream {
         sink: EventSink,
         sampler: Sampler,
         stops: StopMatcher,
+        drafter: Drafter,
     ) -> Stream {
         let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
         Stream {
@@ -74,6 +77,7 @@ impl Stream {
             pooled: Vec::new(),
             prompt_logprobs: Vec::new(),
             usage,
+            drafter,
             sampler,
             emitter: TextEmitter::new(stops),
             arrived: Instant::now(),

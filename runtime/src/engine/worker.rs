@@ -9,12 +9,15 @@ use std::time::Duration;
 
 use super::cache::PrefixCache;
 use super::costs::CostModel;
+use super::drafts::Priors;
 use super::pass::Lane;
 use super::request::{FinishReason, RequestError};
 use super::scheduler::{self, Costs, Phase, Plan, Running, View, Waiting};
+use super::speculation::Speculation;
 use super::stats::{SlotPhase, SlotStats};
 use super::stream::Stream;
 use super::{Command, Limits, Shared};
+use crate::backend::Outputs;
 use crate::model::Model;
 use crate::runner::Runner;
 
@@ -41,9 +44,17 @@ pub(super) struct Worker {
     pub(super) lanes: Vec<Lane>,
     reserved: usize,
     pub(super) costs: CostModel,
+    pub(super) speculation: Speculation,
+    pub(super) priors: Priors,
+    /// What the prediction head yields; its buffers are reused.
+    pub(super) head_outputs: Outputs,
+    /// Seconds that drafts for the coming pass took.
+    pub(super) drafting: f64,
     steps: u64,
     pub(super) cache: PrefixCache,
     pub(super) slices: u64,
+    /// Tokens generated.
+    pub(super) generated: usize,
     entered: u64,
 }
 
@@ -67,9 +78,14 @@ impl Worker {
             lanes: Vec::new(),
             reserved: 0,
             costs: CostModel::default(),
+            speculation: Speculation::default(),
+            priors: Priors::default(),
+            head_outputs: Outputs { want_hidden: true, ..Outputs::default() },
+            drafting: 0.0,
             steps: 0,
             cache,
             slices: 0,
+            generated: 0,
             entered: 0,
         }
     }
@@ -118,6 +134,7 @@ impl Worker {
         self.make_room();
         self.search_again();
         let plan = self.plan();
+        self.drafting = self.draft(&plan.decode);
         self.compose(&plan);
         for &id in &plan.enter {
             self.enter(id);
@@ -199,7 +216,7 @@ impl Worker {
             .iter()
             .map(|stream| Running { id: stream.id, class: stream.request.class, phase: phase(stream) })
             .collect();
-        let rows = running.iter().filter(|running| running.phase == Phase::Decode).count();
+        let streams = running.iter().filter(|running| running.phase == Phase::Decode).count();
         let seconds = |seconds: Option<f64>| seconds.map_or(Duration::ZERO, Duration::from_secs_f64);
         scheduler::plan(&View {
             step: self.steps,
@@ -211,7 +228,7 @@ impl Worker {
             free: self.limits.memory_budget.saturating_sub(self.reserved),
             max_gap: self.limits.options.max_gap,
             costs: Costs {
-                decode: seconds(self.costs.decode_pass(rows)),
+                decode: seconds(self.costs.decode_pass(streams, 0)),
                 prefill_row: seconds(self.costs.prefill_row()),
             },
         })
@@ -232,6 +249,7 @@ impl Worker {
                 stream.reserved = self.limits.sequence_bytes(stream.room);
                 self.reserved += stream.reserved;
                 stream.enter(sequence);
+                self.prime(&mut stream);
                 self.running.push(stream);
                 self.reuse(self.running.len() - 1);
             }

@@ -50,7 +50,7 @@ impl Context<'_> {
         if count == 0 {
             return;
         }
-        outputs.logits.resize(count * self.spec.vocab, 0.0);
+        outputs.logits.resize(count * output.rows(), 0.0);
         let products = self.products();
         scratch.inputs.set(products, &scratch.head[..count * hidden], count, hidden, [output]);
         project(products, &scratch.inputs, [(output, &mut outputs.logits)]);
