@@ -109,21 +109,31 @@ fn text_under_a_gbnf_grammar_satisfies_it() {
         let text = generate(&mut compile(GrammarSource::Gbnf(flat.into())).expect("compiles"), seed);
         let lines: Vec<&str> = text.lines().collect();
         assert!((2..=3).contains(&lines.len()) && text.ends_with('\n'), "{text:?}");
-        assert!(lines.iter().all(|line| line.starts_with("- ") && (3..=7).contains(&line.chars().count())), "{text:?}");
+        assert!(
+            lines.iter().all(|line| line.starts_with("- ") && (3..=7).contains(&line.chars().count())),
+            "{text:?}"
+        );
     }
 }
 
 #[test]
 fn gbnf_accepts_what_it_describes_and_nothing_else() {
     let takes = |grammar: &str, text: &str| {
-        let mut grammar = compile(GrammarSource::Gbnf(grammar.into())).unwrap_or_else(|error| panic!("{grammar}: {error}"));
+        let mut grammar =
+            compile(GrammarSource::Gbnf(grammar.into())).unwrap_or_else(|error| panic!("{grammar}: {error}"));
         let ids = TOKENIZER.encode(text, false).expect("encodes");
         let taken = grammar.accepted_of(&ids).expect("a count");
         ids.iter().take(taken).for_each(|&id| grammar.accept(id).expect("allowed"));
         taken == ids.len() && grammar.is_complete().expect("a state")
     };
-    let sums = "root ::= sum \"=\" num\nsum ::= term ([-+] term)*\nterm ::= num | \"(\" sum \")\"\nnum ::= [0-9]+";
-    assert!(takes(sums, "1+(2-34)=5") && !takes(sums, "1+(2-34=5") && !takes(sums, "1+=5") && !takes(sums, "1=5x"));
+    let sums =
+        "root ::= sum \"=\" num\nsum ::= term ([-+] term)*\nterm ::= num | \"(\" sum \")\"\nnum ::= [0-9]+";
+    assert!(
+        takes(sums, "1+(2-34)=5")
+            && !takes(sums, "1+(2-34=5")
+            && !takes(sums, "1+=5")
+            && !takes(sums, "1=5x")
+    );
     let any = "root ::= . .{2} | \"\u{e9}\\u00e9\\x2F\"";
     assert!(takes(any, "a\nb") && takes(any, "\u{e9}\u{e9}/") && !takes(any, "ab") && !takes(any, "abcd"));
     let options = "root ::= ( \"a\"\n | \"b\" # or\n )? tail\ntail::=[\\]\\-x]+";
@@ -135,11 +145,30 @@ fn gbnf_accepts_what_it_describes_and_nothing_else() {
 #[test]
 fn gbnf_that_is_none_is_refused() {
     for source in [
-        "", "root", "root ::= x", "a ::= \"b\"", "root ::= \"a", "root ::= [a", "root ::= []", "root ::= [z-a]", "root ::= (\"a\"",
-        "root ::= \"a\" )", "root ::= \"a\"{2", "root ::= \"a\"{3,2}", "root ::= \"a\"{1,100000}", "root ::= \"\\q\"", "root ::= \"\\uD800\"",
-        "root ::= \"a\"\nroot ::= \"b\"", "root ::= *", "root ::= <[3]>", "root ::= \"\\x\u{e9}\"",
+        "",
+        "root",
+        "root ::= x",
+        "a ::= \"b\"",
+        "root ::= \"a",
+        "root ::= [a",
+        "root ::= []",
+        "root ::= [z-a]",
+        "root ::= (\"a\"",
+        "root ::= \"a\" )",
+        "root ::= \"a\"{2",
+        "root ::= \"a\"{3,2}",
+        "root ::= \"a\"{1,100000}",
+        "root ::= \"\\q\"",
+        "root ::= \"\\uD800\"",
+        "root ::= \"a\"\nroot ::= \"b\"",
+        "root ::= *",
+        "root ::= <[3]>",
+        "root ::= \"\\x\u{e9}\"",
     ] {
-        assert!(matches!(compile(GrammarSource::Gbnf(source.into())), Err(GrammarError::Invalid(_))), "{source}");
+        assert!(
+            matches!(compile(GrammarSource::Gbnf(source.into())), Err(GrammarError::Invalid(_))),
+            "{source}"
+        );
     }
     let deep = format!("root ::= {}\"a\"{}", "(".repeat(50_000), ")".repeat(50_000));
     assert!(matches!(compile(GrammarSource::Gbnf(deep)), Err(GrammarError::Depth { .. })));
@@ -147,7 +176,10 @@ fn gbnf_that_is_none_is_refused() {
     let hidden = format!("root ::= {}\"a\"{}", "(\")\"".repeat(5000), ")".repeat(5000));
     assert!(matches!(compile(GrammarSource::Gbnf(hidden)), Err(GrammarError::Depth { .. })));
     let rules: String = (0..20_000).map(|rule| format!("r{rule} ::= \"a\"\n")).collect();
-    assert!(matches!(compile(GrammarSource::Gbnf(format!("root ::= r0\n{rules}"))), Err(GrammarError::Invalid(_))));
+    assert!(matches!(
+        compile(GrammarSource::Gbnf(format!("root ::= r0\n{rules}"))),
+        Err(GrammarError::Invalid(_))
+    ));
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use super::tokenizer::{
     AddedToken, MAX_TOKEN_BYTES, MAX_TOKENS, SpecialTokens, TokenKind, TokenizerError, TokenizerParts,
 };
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use tokenizers::models::bpe::Vocab;
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::sequence::Sequence;
@@ -61,7 +62,7 @@ impl GgufVocabulary {
         let kinds = self.kinds()?;
         let normalizer = (self.tokens.len() >= NORMALISED_FROM_TOKENS).then(|| NormalizerWrapper::from(NFC));
         let mut added = Vec::new();
-        let mut vocabulary = HashMap::with_capacity(self.tokens.len());
+        let mut vocabulary = Vocab::with_capacity(self.tokens.len());
         let mut pieces = Vec::with_capacity(self.tokens.len());
         for (id, (token, &kind)) in self.tokens.into_iter().zip(&kinds).enumerate() {
             check_token(id, &token)?;

@@ -193,7 +193,7 @@ impl AddedToken {
 /// Everything a tokenizer is made of, whichever file it came from.
 pub(super) struct TokenizerParts {
     /// Text (byte-level) to id, without unused rows.
-    pub(super) vocabulary: HashMap<String, u32>,
+    pub(super) vocabulary: Vocab,
     /// Text by id; the empty string for ids that the file leaves out.
     pub(super) pieces: Vec<String>,
     pub(super) kinds: Vec<TokenKind>,
@@ -286,7 +286,7 @@ impl Tokenizer {
             builder = builder.unk_token(unknown);
         }
         let model = builder
-            .vocab_and_merges(parts.vocabulary.into_iter().collect::<Vocab>(), parts.merges)
+            .vocab_and_merges(parts.vocabulary, parts.merges)
             .ignore_merges(parts.ignore_merges)
             .build()
             .map_err(library)?;

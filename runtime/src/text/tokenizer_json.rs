@@ -10,8 +10,8 @@ use super::tokenizer::{
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
-use std::collections::HashMap;
 use std::fmt;
+use tokenizers::models::bpe::Vocab;
 use tokenizers::{NormalizerWrapper, PreTokenizerWrapper};
 
 /// Longest word pattern, and most components in a sequence: real files have 200 bytes and two.
@@ -249,7 +249,7 @@ pub(super) fn parse(json: &[u8], config: Option<&TokenizerConfig>) -> Result<Tok
 /// Tokens by text and by id, kept consistent with each other.
 #[derive(Default)]
 struct Table {
-    ids: HashMap<String, u32>,
+    ids: Vocab,
     pieces: Vec<String>,
     kinds: Vec<TokenKind>,
 }
