@@ -93,6 +93,9 @@ const PARAMETER_END: &str = "</parameter>";
 /// A call that has not ended by then is text.
 const MAX_CALL_BYTES: usize = 1 << 20;
 
+/// Opening tags within a call that are looked at, since each costs reading the call so far.
+const MAX_OPENS: usize = 16;
+
 /// Finds calls in a stream of text. Text outside of calls passes at once, but for what may become an opening tag; a call
 /// is held until it is complete. White space around calls belongs to the format and is dropped.
 #[derive(Debug, Clone, Default)]
@@ -105,6 +108,8 @@ pub struct ToolCallParser {
     space: String,
     /// Up to where the held call has been searched for its end.
     searched: usize,
+    /// How many opening tags were met in it.
+    opens: usize,
 }
 
 impl ToolCallParser {
@@ -156,6 +161,7 @@ impl ToolCallParser {
             self.held.drain(..end);
             self.in_call = true;
             self.searched = 0;
+            self.opens = 0;
         } else {
             self.held.drain(..sure);
         }
@@ -164,31 +170,44 @@ impl ToolCallParser {
 
     /// Takes a call from the beginning of what is held. False if more text is needed.
     fn close(&mut self, parts: &mut Vec<CallPart>) -> bool {
-        let has_open = self.held.starts_with(OPEN);
-        let from = if has_open { OPEN.len() } else { 0 };
-        let tag = if has_open { CLOSE } else { FUNCTION_END };
-        let search = self.searched.max(from);
-        let end = self.held[search..].find(tag).map(|place| search + place);
-        // A second opening tag ends a call that lacks its closing one.
-        let next = if has_open { self.held[search..].find(OPEN).map(|place| search + place) } else { None };
-        let (end, after) = match (end, next) {
-            (Some(end), Some(next)) if next < end && self.is_complete(from, next) => (next, next),
-            (Some(end), _) => (end, end + tag.len()),
-            (None, Some(next)) if self.is_complete(from, next) => (next, next),
-            _ if self.held.len() > MAX_CALL_BYTES => (self.held.len(), self.held.len()),
-            _ => {
-                self.searched = floor_boundary(&self.held, self.held.len().saturating_sub(CLOSE.len()));
-                return false;
-            }
-        };
+        let from = if self.held.starts_with(OPEN) { OPEN.len() } else { 0 };
+        let Some((end, after)) = self.end_of_call(from) else { return false };
         let raw: String = self.held.drain(..after).collect();
         self.finish(&raw, &raw[from..end], parts);
         self.in_call = false;
         true
     }
 
-    fn is_complete(&self, from: usize, to: usize) -> bool {
-        !parse_body(&self.held[from..to], &self.types).is_empty()
+    /// Where the body of the held call ends and where the text goes on. Tags are looked at in their order and each once, so
+    /// that it makes no difference when they arrive.
+    fn end_of_call(&mut self, from: usize) -> Option<(usize, usize)> {
+        let limit = floor_boundary(&self.held, self.held.len().min(MAX_CALL_BYTES));
+        self.searched = self.searched.max(from);
+        while let Some(place) = self.held[self.searched..limit].find('<') {
+            let place = self.searched + place;
+            let rest = &self.held[place..limit];
+            if from == 0 && rest.starts_with(FUNCTION_END) {
+                return Some((place, place + FUNCTION_END.len()));
+            }
+            if from > 0 && rest.starts_with(CLOSE) {
+                return Some((place, place + CLOSE.len()));
+            }
+            // A second opening tag ends a call that lacks its closing one.
+            if from > 0 && rest.starts_with(OPEN) && self.opens < MAX_OPENS {
+                self.opens += 1;
+                if !parse_body(&self.held[from..place], &self.types).is_empty() {
+                    return Some((place, place));
+                }
+            }
+            let begins = |tag: &&str| rest.len() < tag.len() && tag.starts_with(rest);
+            if self.held.len() < MAX_CALL_BYTES && [CLOSE, OPEN, FUNCTION_END].iter().any(begins) {
+                self.searched = place;
+                return None; // the tag is not complete yet
+            }
+            self.searched = place + 1;
+        }
+        self.searched = limit;
+        (self.held.len() >= MAX_CALL_BYTES).then_some((limit, limit))
     }
 
     /// Emits the calls of `body`, or `raw` as it was written if there are none.
