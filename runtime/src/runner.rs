@@ -7,7 +7,7 @@ use millpond_models::ModelSpec;
 use crate::backend::{Backend, BackendError, MtpSegment, Outputs, Segment, Slot, WantLogits};
 use crate::state::cursor::{CommitError, PREFILL_CHUNK};
 use crate::state::memory::MemoryUsage;
-use crate::state::{Cursor, FoldPolicy, PassKind, PassPlan, RewindError, StateLayout};
+use crate::state::{Cursor, FoldPolicy, PassKind, PassPlan, RewindError, SequenceImage, StateLayout};
 
 /// How the state of sequences is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,14 @@ pub struct BufferOptions {
 impl Default for BufferOptions {
     fn default() -> BufferOptions {
         BufferOptions { fold_interval: 16, stateless_below: None, max_window: 8 }
+    }
+}
+
+impl BufferOptions {
+    /// The fold policy of a sequence that starts with the token `first`.
+    pub fn policy(&self, layout: &StateLayout, first: u32) -> FoldPolicy {
+        let stateless = self.stateless_below.unwrap_or_else(|| layout.break_even());
+        FoldPolicy::for_sequence(self.fold_interval, stateless, self.max_window, first)
     }
 }
 
@@ -204,8 +212,7 @@ impl Runner {
 
     /// The fold policy of a sequence that starts with `first`.
     pub fn policy(&self, first: u32) -> FoldPolicy {
-        let stateless = self.options.stateless_below.unwrap_or_else(|| self.layout.break_even());
-        FoldPolicy::for_sequence(self.options.fold_interval, stateless, self.options.max_window, first)
+        self.options.policy(&self.layout, first)
     }
 
     /// Appends a whole prompt, `slice` rows at a time, cut at absolute multiples of the chunk. Logits are those of
@@ -267,6 +274,23 @@ impl Runner {
     /// [`RunError::Backend`] when there is no room.
     pub fn fork(&mut self, sequence: &Sequence) -> Result<Sequence, RunError> {
         Ok(Sequence { slot: self.backend.fork(sequence.slot)?, cursor: sequence.cursor.clone() })
+    }
+
+    /// A copy of a sequence, to be saved; absent while it is empty.
+    ///
+    /// # Errors
+    /// [`RunError::Backend`] for a sequence of another runner.
+    pub fn export(&self, sequence: &Sequence) -> Result<Option<SequenceImage>, RunError> {
+        let Some(cursor) = sequence.cursor.clone() else { return Ok(None) };
+        Ok(Some(SequenceImage { memory: self.backend.export(sequence.slot)?, cursor }))
+    }
+
+    /// A saved sequence.
+    ///
+    /// # Errors
+    /// [`RunError::Backend`] when there is no room.
+    pub fn import(&mut self, image: SequenceImage) -> Result<Sequence, RunError> {
+        Ok(Sequence { slot: self.backend.import(image.memory)?, cursor: Some(image.cursor) })
     }
 
     /// Runs the multi-token-prediction head.

@@ -1,6 +1,7 @@
 //! Helpers shared by the cross-crate tests.
 
 pub mod engines;
+pub mod faulty;
 pub mod fuzz;
 pub mod poison;
 pub mod reference;

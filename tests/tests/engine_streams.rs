@@ -169,3 +169,25 @@ fn prompts_yield_probabilities_and_vectors() {
     }
     assert_eq!(states[0].len(), engine.handle().model().spec.hidden);
 }
+
+/// Several answers to one request read its prompt once, and each is what it would be alone.
+#[test]
+fn many_answers_share_one_prompt() {
+    let (golden, model) = (Golden::of("qwen35-dense"), golden_model("qwen35-dense"));
+    let (prompt, _) = golden.prompt(5);
+    let sampled = |seed| {
+        let sampling = SamplingParams { seed: Some(seed), temperature: 1.2, ..SamplingParams::default() };
+        Request { sampling, ..greedy(&prompt, 20) }
+    };
+    let alone = engine(&model, options());
+    let solo: Vec<Vec<u32>> = (7..12).map(|seed| answer(&alone, sampled(seed)).tokens).collect();
+    // Without a cache, so that nothing but the fork can be at work.
+    let engine = engine(&model, EngineOptions { cache_budget: Some(0), ..options() });
+    let request = Request { cache_prompt: false, ..sampled(7) };
+    let answers = engine.handle().submit_many(request, 5).expect("room");
+    let answers: Vec<_> = answers.into_iter().map(collect).collect();
+    let tokens: Vec<Vec<u32>> = answers.iter().map(|answer| answer.tokens.clone()).collect();
+    assert_eq!(tokens, solo);
+    let cached: Vec<usize> = answers.iter().map(|answer| answer.usage.cached_tokens).collect();
+    assert_eq!(cached, [0, 200, 200, 200, 200]);
+}

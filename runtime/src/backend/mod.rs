@@ -7,7 +7,7 @@ pub mod cpu;
 
 use crate::state::PassPlan;
 use crate::state::arena::AllocationError;
-use crate::state::memory::MemoryUsage;
+use crate::state::memory::{MemoryUsage, SequenceMemory};
 
 /// A sequence's memory inside a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -155,6 +155,24 @@ pub trait Backend: Send {
     /// # Errors
     /// [`BackendError`] when there is no room or no such slot.
     fn fork(&mut self, slot: Slot) -> Result<Slot, BackendError>;
+
+    /// A copy of a sequence's memory, to be saved.
+    ///
+    /// # Errors
+    /// [`BackendError`] for an unknown slot, or from a device that cannot.
+    fn export(&self, slot: Slot) -> Result<SequenceMemory, BackendError> {
+        self.usage(slot)?;
+        Err(BackendError::Device("it cannot save sequences".to_owned()))
+    }
+
+    /// A new sequence with saved memory.
+    ///
+    /// # Errors
+    /// [`BackendError`] when there is no room, or from a device that cannot.
+    fn import(&mut self, memory: SequenceMemory) -> Result<Slot, BackendError> {
+        drop(memory);
+        Err(BackendError::Device("it cannot restore sequences".to_owned()))
+    }
 
     /// Gives back what a sequence holds only for rows to come; `live` entries of its log are in use. A device may
     /// have nothing to give back.

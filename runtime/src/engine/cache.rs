@@ -35,6 +35,7 @@ struct Entry {
     usage: MemoryUsage,
     uses: u32,
     used: u64,
+    pinned: bool,
 }
 
 /// What the cache has for a prompt.
@@ -109,9 +110,23 @@ impl PrefixCache {
         Found { shared: found.shared, best }
     }
 
-    /// Whether a snapshot of exactly these tokens is held.
-    pub(super) fn holds(&self, tokens: &[u32]) -> bool {
-        self.tree.find(tokens, 0).prefixes.last().is_some_and(|&(depth, _)| depth == tokens.len())
+    /// The snapshot of exactly these tokens.
+    pub(super) fn at(&self, tokens: &[u32]) -> Option<u64> {
+        let found = self.tree.find(tokens, 0).prefixes.last().copied();
+        found.filter(|&(depth, _)| depth == tokens.len()).map(|(_, id)| id)
+    }
+
+    /// A snapshot and its tokens.
+    pub(super) fn get(&self, id: u64) -> Option<(&Snapshot, Vec<u32>)> {
+        let entry = self.entries.get(&id)?;
+        Some((&entry.snapshot, self.tree.tokens(entry.node)))
+    }
+
+    /// Keeps a snapshot before others, or no longer.
+    pub(super) fn pin(&mut self, id: u64, pinned: bool) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.pinned = pinned;
+        }
     }
 
     /// A snapshot, marked as used.
@@ -134,7 +149,7 @@ impl PrefixCache {
         let (node, replaced) = self.tree.insert(tokens, id);
         let replaced = replaced.and_then(|id| self.entries.remove(&id));
         let uses = replaced.as_ref().map_or(0, |entry| entry.uses);
-        self.entries.insert(id, Entry { snapshot, node, usage, uses, used: self.clock });
+        self.entries.insert(id, Entry { snapshot, node, usage, uses, used: self.clock, pinned: false });
         (id, replaced.map(|entry| entry.snapshot))
     }
 
@@ -154,12 +169,11 @@ impl PrefixCache {
         if bytes <= self.budget && self.entries.len() <= MAX_SNAPSHOTS {
             return None;
         }
-        let worth = |entry: &Entry| (self.worth(entry), entry.used);
-        let (id, _) = self
-            .entries
-            .iter()
-            .map(|(&id, entry)| (id, worth(entry)))
-            .min_by(|(a, x), (b, y)| x.0.total_cmp(&y.0).then(x.1.cmp(&y.1)).then(a.cmp(b)))?;
+        let worth = |entry: &Entry| (entry.pinned, self.worth(entry), entry.used);
+        let all = self.entries.iter().map(|(&id, entry)| (id, worth(entry)));
+        let (id, _) = all.min_by(|(a, x), (b, y)| {
+            x.0.cmp(&y.0).then(x.1.total_cmp(&y.1)).then(x.2.cmp(&y.2)).then(a.cmp(b))
+        })?;
         self.remove(id)
     }
 

@@ -140,6 +140,9 @@ impl Worker {
             drafter.wanted = if drafter.by_head { length } else { 0 };
         }
         self.draft_with_head();
+        for index in drafting {
+            self.running[index].cut_draft();
+        }
         started.elapsed().as_secs_f64()
     }
 

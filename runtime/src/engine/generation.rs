@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::request::Event;
+use super::request::{Event, RequestError};
 
 /// Events a receiver may leave unread before its stream is paused.
 pub(super) const UNREAD_LIMIT: usize = 1024;
@@ -95,15 +95,7 @@ impl EventSink {
 impl Drop for EventSink {
     /// However the engine's side ends, the receiver must not wait for ever.
     fn drop(&mut self) {
-        let waker = {
-            let mut queue = self.channel.lock();
-            queue.closed = true;
-            queue.waker.take()
-        };
-        self.channel.ready.notify_all();
-        if let Some(waker) = waker {
-            waker();
-        }
+        self.send(Event::Error(RequestError::Stopped));
     }
 }
 
@@ -208,7 +200,6 @@ impl std::fmt::Debug for Generation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::request::RequestError;
     use std::sync::atomic::AtomicUsize;
 
     fn token(id: u32) -> Event {
@@ -233,7 +224,7 @@ mod tests {
         let (sink, generation) = channel(1);
         let waiting = std::thread::spawn(move || generation.recv());
         drop(sink);
-        assert_eq!(waiting.join().unwrap(), None);
+        assert_eq!(waiting.join().unwrap(), Some(Event::Error(RequestError::Stopped)));
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod costs;
 mod drafts;
 mod emit;
 mod generation;
+mod handle;
 mod memory;
 mod options;
 mod pass;
@@ -27,16 +28,19 @@ mod radix;
 mod request;
 mod reuse;
 pub mod scheduler;
+mod session_file;
+mod sessions;
 mod speculation;
 mod stats;
 mod stream;
 mod worker;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+#[cfg(feature = "grammar")]
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use millpond_simd::{Isa, Kernels};
 
@@ -45,26 +49,42 @@ use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::model::Model;
 use crate::par::Team;
 use crate::runner::Runner;
-use crate::sample::{Sampler, StopMatcher};
+#[cfg(feature = "grammar")]
+use crate::sample::grammar::{GrammarCompiler, GrammarError};
 use crate::state::layout::StateLayout;
 use crate::weights::ModelWeights;
-use drafts::Drafter;
+use session_file::{Session, SessionFolder};
 use stream::Stream;
 use worker::Worker;
 
 pub use generation::{Generation, RecvError};
+pub use handle::EngineHandle;
 pub use options::{DraftSource, EngineError, EngineOptions, SpecMode, UnknownSpecMode};
 pub use request::{
     Class, Event, FinishReason, Pooling, Request, RequestError, SubmitError, TokenLogprob, Usage,
 };
+pub use session_file::{SessionError, SessionInfo};
 pub use stats::{SlotPhase, SlotStats, Stats};
-
-/// Most alternatives whose probability is reported.
-const MAX_LOGPROBS: usize = 64;
 
 /// What the engine's thread is told.
 pub(crate) enum Command {
     Submit(Box<Stream>),
+    /// Hand out the state kept under a name.
+    Export {
+        name: String,
+        reply: Sender<Result<Session, SessionError>>,
+    },
+    /// Keep a state under a name.
+    Import {
+        name: String,
+        session: Box<Session>,
+        reply: Sender<Result<(), SessionError>>,
+    },
+    /// Forget the state kept under a name; the answer says whether there was one.
+    Forget {
+        name: String,
+        reply: Sender<bool>,
+    },
     Stop,
 }
 
@@ -90,21 +110,16 @@ struct Limits {
     memory_budget: usize,
     cache_budget: usize,
     layout: StateLayout,
+    sessions: Option<SessionFolder>,
+    /// Compiles grammars; made when the first is asked for.
+    #[cfg(feature = "grammar")]
+    grammars: OnceLock<Result<GrammarCompiler, GrammarError>>,
 }
 
 /// A running engine. Dropping it stops the engine; requests still under way end with an error.
 pub struct Engine {
     handle: EngineHandle,
     thread: Option<JoinHandle<()>>,
-}
-
-/// A way to use an engine from any thread.
-#[derive(Clone)]
-pub struct EngineHandle {
-    model: Arc<Model>,
-    commands: Sender<Command>,
-    shared: Arc<Shared>,
-    limits: Arc<Limits>,
 }
 
 impl Engine {
@@ -164,14 +179,24 @@ impl Engine {
             next_id: AtomicU64::new(1),
             stats: Mutex::new(stats),
         });
-        let limits = Arc::new(Limits { options, context, memory_budget, cache_budget, layout });
+        let sessions = options.session_dir.clone().map(SessionFolder::new);
+        let limits = Arc::new(Limits {
+            options,
+            context,
+            memory_budget,
+            cache_budget,
+            layout,
+            sessions,
+            #[cfg(feature = "grammar")]
+            grammars: OnceLock::new(),
+        });
         let (commands, receiver) = mpsc::channel();
         let worker = Worker::new(model.clone(), runner, limits.clone(), shared.clone(), receiver);
         let thread = std::thread::Builder::new()
             .name("millpond-engine".to_owned())
             .spawn(move || worker.run())
             .map_err(EngineError::Thread)?;
-        Ok(Engine { handle: EngineHandle { model, commands, shared, limits }, thread: Some(thread) })
+        Ok(Engine { handle: EngineHandle::new(model, commands, shared, limits), thread: Some(thread) })
     }
 
     /// A handle for other threads.
@@ -201,115 +226,12 @@ fn settle(mut options: EngineOptions) -> EngineOptions {
 impl Drop for Engine {
     fn drop(&mut self) {
         // An engine whose thread is gone has nothing left to stop.
-        let told = self.handle.commands.send(Command::Stop).is_ok();
+        let told = self.handle.stop();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
             tracing::error!(told, "the engine's thread ended with a panic");
         }
-    }
-}
-
-impl EngineHandle {
-    /// The model.
-    pub fn model(&self) -> &Arc<Model> {
-        &self.model
-    }
-
-    /// Most tokens of a request, prompt and answer together.
-    pub fn context(&self) -> usize {
-        self.limits.context
-    }
-
-    /// The options the engine runs with.
-    pub fn options(&self) -> &EngineOptions {
-        &self.limits.options
-    }
-
-    /// Counters, and what runs now.
-    pub fn stats(&self) -> Stats {
-        let mut stats = self.shared.stats().clone();
-        stats.waiting = self.shared.waiting.load(Ordering::Relaxed);
-        stats
-    }
-
-    /// Hands a request to the engine.
-    ///
-    /// # Errors
-    /// [`SubmitError`] at once when the request cannot be served; it never waits.
-    pub fn submit(&self, request: Request) -> Result<Generation, SubmitError> {
-        self.check(&request)?;
-        let limit = self.token_limit(&request)?;
-        let invalid = |error: &dyn std::fmt::Display| SubmitError::Invalid(error.to_string());
-        let stops = StopMatcher::new(&request.stop).map_err(|error| invalid(&error))?;
-        let vocab = self.model.spec.vocab;
-        let sampler = Sampler::new(request.sampling.clone(), vocab).map_err(|error| invalid(&error))?;
-        let waiting = self.shared.waiting.fetch_add(1, Ordering::Relaxed);
-        if waiting >= self.limits.options.max_queue {
-            self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
-            self.shared.stats().refused += 1;
-            return Err(SubmitError::QueueFull { waiting, retry_after: self.retry_after(waiting) });
-        }
-        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
-        let (sink, generation) = generation::channel(id);
-        let drafter = self.drafter(&request);
-        let stream = Stream::new(id, request, limit, sink, sampler, stops, drafter);
-        if self.commands.send(Command::Submit(Box::new(stream))).is_err() {
-            self.shared.waiting.fetch_sub(1, Ordering::Relaxed);
-            return Err(SubmitError::Stopped);
-        }
-        self.shared.stats().accepted += 1;
-        Ok(generation)
-    }
-
-    fn check(&self, request: &Request) -> Result<(), SubmitError> {
-        let invalid = |message: String| Err(SubmitError::Invalid(message));
-        if request.prompt.is_empty() {
-            return invalid("the prompt has no tokens".to_owned());
-        }
-        let vocab = self.model.spec.vocab;
-        if let Some(token) = request.prompt.iter().find(|&&token| token as usize >= vocab) {
-            return invalid(format!("token {token} is not in the vocabulary of {vocab}"));
-        }
-        if !request.stop.is_empty() && self.model.tokenizer.is_none() {
-            return invalid("the model has no tokenizer, so there is no text to stop at".to_owned());
-        }
-        if request.spec == Some(SpecMode::Mtp) && self.model.weights.mtp.is_none() {
-            return invalid("the model has no multi-token-prediction head".to_owned());
-        }
-        if request.logprobs.is_some_and(|count| count > MAX_LOGPROBS) {
-            return invalid(format!("at most {MAX_LOGPROBS} alternatives can be reported"));
-        }
-        Ok(())
-    }
-
-    /// Most tokens to generate, by the request, the context and the memory budget.
-    fn token_limit(&self, request: &Request) -> Result<usize, SubmitError> {
-        let (prompt, context) = (request.prompt.len(), self.limits.context);
-        let wanted = if request.embeddings.is_some() { Some(0) } else { request.max_tokens };
-        let least = wanted.unwrap_or(1);
-        if prompt.saturating_add(least) > context {
-            return Err(SubmitError::PromptTooLong { prompt, max_tokens: least, context });
-        }
-        let needed = self.limits.sequence_bytes(prompt + least);
-        if needed > self.limits.memory_budget {
-            return Err(SubmitError::TooLarge { needed, budget: self.limits.memory_budget });
-        }
-        Ok(wanted.unwrap_or(context - prompt))
-    }
-
-    fn drafter(&self, request: &Request) -> Drafter {
-        let options = &self.limits.options;
-        let longest = options.spec_draft_max.min(request.spec_draft_max.unwrap_or(usize::MAX));
-        Drafter::new(request.spec.unwrap_or(options.spec), longest, self.model.weights.mtp.is_some())
-    }
-
-    /// When a place may be free: the mean time of a request, times those that wait, shared by those that run.
-    fn retry_after(&self, waiting: usize) -> Duration {
-        let stats = self.shared.stats();
-        let busy = stats.prefill_seconds + stats.decode_seconds;
-        let each = busy / (stats.completed.max(1)) as f64;
-        Duration::from_secs_f64((each * waiting as f64).clamp(1.0, 60.0))
     }
 }
 

@@ -57,7 +57,10 @@ impl Worker {
         self.runner.outputs_mut().want_hidden = self.lanes.iter().any(states);
         let started = Instant::now();
         if let Err(error) = run(&mut self.runner, &mut self.lanes, &self.running) {
-            return self.fail_lanes(&RequestError::Backend(error.to_string()));
+            return match self.lanes.len() {
+                1 => self.fail_lanes(&RequestError::Backend(error.to_string())),
+                _ => self.pass_one_by_one(),
+            };
         }
         let took = started.elapsed();
         let streams = self.lanes.iter().filter(|lane| lane.kind == PassKind::Window).count();
@@ -90,6 +93,16 @@ impl Worker {
         outcomes
     }
 
+    /// Runs the lanes of a refused pass each on its own: those that are not at fault get through.
+    fn pass_one_by_one(&mut self) -> Vec<(usize, Outcome)> {
+        let mut outcomes = Vec::new();
+        for lane in std::mem::take(&mut self.lanes) {
+            self.lanes.push(lane);
+            outcomes.extend(self.pass());
+        }
+        outcomes
+    }
+
     /// Samples, commits and emits, lane by lane.
     fn digest(&mut self, outputs: &Outputs) -> Vec<(usize, Outcome)> {
         let (vocab, width) = (self.model.spec.vocab, self.model.spec.hidden);
@@ -108,7 +121,7 @@ impl Worker {
             let (states, rest) = hidden.split_at(states);
             hidden = rest;
             let outcome = match lane.kind {
-                PassKind::Prefill => self.digest_prompt(lane, mine, states),
+                PassKind::Prefill => self.digest_prompt(lane, mine, states, &mut outcomes),
                 PassKind::Window => self.digest_window(lane, mine, states),
             };
             outcomes.extend(outcome.map(|outcome| (index, outcome)));
@@ -117,7 +130,13 @@ impl Worker {
     }
 
     /// Takes in a slice of a prompt: its logits, where wanted, and its hidden states, where any stream wants some.
-    fn digest_prompt(&mut self, lane: Lane, logits: &[f32], hidden: &[f32]) -> Option<Outcome> {
+    fn digest_prompt(
+        &mut self,
+        lane: Lane,
+        logits: &[f32],
+        hidden: &[f32],
+        outcomes: &mut Vec<(usize, Outcome)>,
+    ) -> Option<Outcome> {
         let (vocab, width) = (self.model.spec.vocab, self.model.spec.hidden);
         let stream = &mut self.running[lane.stream];
         let (end, last) = (lane.sequence.position(), logits.chunks_exact(vocab).next_back());
@@ -137,11 +156,28 @@ impl Worker {
         }
         stream.report_prompt();
         match last {
-            Some(row) if stream.limit > 0 => self.emit(lane.stream, row).map_or_else(
-                |error| Some(Outcome::Failed(error)),
-                |(_, finished)| finished.map(Outcome::Finished),
-            ),
+            Some(row) if stream.limit > 0 => {
+                self.share(lane.stream, row, outcomes);
+                self.first_token(lane.stream, row)
+            }
             _ => Some(Outcome::Finished(FinishReason::Length)),
+        }
+    }
+
+    /// Chooses the first token of a stream.
+    fn first_token(&mut self, index: usize, logits: &[f32]) -> Option<Outcome> {
+        match self.emit(index, logits) {
+            Ok((_, finished)) => finished.map(Outcome::Finished),
+            Err(error) => Some(Outcome::Failed(error)),
+        }
+    }
+
+    /// Lets streams that wait to read the very prompt that has just been read go on from its end.
+    fn share(&mut self, from: usize, logits: &[f32], outcomes: &mut Vec<(usize, Outcome)>) {
+        for index in 0..self.running.len() {
+            if index != from && self.can_share(from, index) && self.fork_stream(from, index) {
+                outcomes.extend(self.first_token(index, logits).map(|outcome| (index, outcome)));
+            }
         }
     }
 

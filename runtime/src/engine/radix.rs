@@ -167,8 +167,7 @@ impl RadixTree {
     }
 
     /// The tokens that lead to a node.
-    #[cfg(test)]
-    fn tokens(&self, id: NodeId) -> Vec<u32> {
+    pub(super) fn tokens(&self, id: NodeId) -> Vec<u32> {
         let (mut edges, mut at) = (Vec::new(), Some(id));
         while let Some(id) = at {
             edges.push(&self.node(id).edge[..]);

@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use super::options::SpecMode;
+#[cfg(feature = "grammar")]
+use crate::sample::grammar::GrammarSource;
 use crate::sample::{SampleError, SamplingParams};
 
 /// Who waits for a request.
@@ -37,6 +39,9 @@ pub struct Request {
     pub stop: Vec<String>,
     /// Go on after a token that ends a text.
     pub ignore_eos: bool,
+    /// What the text has to be like.
+    #[cfg(feature = "grammar")]
+    pub grammar: Option<GrammarSource>,
     /// Report the probability of each token, and of this many of the likeliest ones.
     pub logprobs: Option<usize>,
     /// Report the same for the tokens of the prompt, in an [`Event::Prompt`].
@@ -51,7 +56,8 @@ pub struct Request {
     pub spec_draft_max: Option<usize>,
     /// Positions in the prompt where messages end: places that a later request is likely to share.
     pub message_boundaries: Vec<usize>,
-    /// Keep the state at the end under this name, so that it can be saved.
+    /// Keep the state at the end under this name, so that it can be saved (`EngineHandle::save_session`). A later request
+    /// of the same name takes its place.
     pub session: Option<String>,
     /// Return a vector instead of text.
     pub embeddings: Option<Pooling>,
@@ -65,6 +71,8 @@ impl Default for Request {
             sampling: SamplingParams::default(),
             stop: Vec::new(),
             ignore_eos: false,
+            #[cfg(feature = "grammar")]
+            grammar: None,
             logprobs: None,
             echo: false,
             class: Class::Interactive,
@@ -213,6 +221,9 @@ pub enum RequestError {
     /// The backend could not go on.
     #[error("{0}")]
     Backend(String),
+    /// The grammar gave up in the middle of the text.
+    #[error("{0}")]
+    Grammar(String),
     /// No token could be chosen: broken logits, or everything forbidden.
     #[error(transparent)]
     Sample(#[from] SampleError),

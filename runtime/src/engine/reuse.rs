@@ -1,7 +1,6 @@
 //! What requests take from the prefix cache and what they leave there.
 
 use super::cache::{Snapshot, cuts};
-use super::scheduler::Phase;
 use super::stream::Stream;
 use super::worker::Worker;
 use crate::runner::Sequence;
@@ -21,19 +20,19 @@ impl Worker {
         stats.cached_tokens += stream.usage.cached_tokens as u64;
     }
 
-    /// Looks again for streams that have not begun to read: another one may have left a snapshot meanwhile.
-    pub(super) fn search_again(&mut self) {
-        for index in 0..self.running.len() {
-            let stream = &self.running[index];
-            let untouched = stream.position() == stream.usage.cached_tokens;
-            let reading = matches!(stream.phase(), Phase::Prefill { .. });
-            if untouched && reading && stream.searched != Some(self.cache.version()) {
-                let before = stream.usage.cached_tokens;
-                self.search(index);
-                let more = self.running[index].usage.cached_tokens - before;
-                self.shared.stats().cached_tokens += more as u64;
-            }
+    /// Looks again for a stream that is about to begin its prompt: another one may have left a snapshot meanwhile. True
+    /// if it stands elsewhere now.
+    pub(super) fn search_again(&mut self, id: u64) -> bool {
+        let Some(index) = self.running.iter().position(|stream| stream.id == id) else { return false };
+        let stream = &self.running[index];
+        let before = stream.position();
+        if before != stream.usage.cached_tokens || stream.searched == Some(self.cache.version()) {
+            return false;
         }
+        self.search(index);
+        let more = self.running[index].position() - before;
+        self.shared.stats().cached_tokens += more as u64;
+        more > 0
     }
 
     fn search(&mut self, index: usize) {
@@ -92,12 +91,50 @@ impl Worker {
         }
     }
 
+    /// Whether a stream has yet to read the very prompt that another one has read.
+    pub(super) fn can_share(&self, from: usize, index: usize) -> bool {
+        let (from, stream) = (&self.running[from], &self.running[index]);
+        let position = stream.position();
+        let untouched = position == stream.usage.cached_tokens && position < stream.prompt_len();
+        let allowed = from.group == stream.group || unusable(stream).is_none();
+        let plain = !stream.request.echo && stream.limit > 0;
+        let same =
+            stream.prompt_len() == from.prompt_len() && stream.tokens == from.tokens[..from.prompt_len()];
+        untouched && allowed && plain && same && !stream.sink.cancelled()
+    }
+
+    /// Gives a stream a fork of the sequence of another one that stands at the end of the same prompt.
+    pub(super) fn fork_stream(&mut self, from: usize, index: usize) -> bool {
+        let source = &self.running[from];
+        let Some(sequence) = &source.sequence else { return false };
+        let fork = match self.runner.fork(sequence) {
+            Ok(fork) => fork,
+            Err(error) => {
+                tracing::warn!(%error, "a sequence cannot be forked");
+                return false;
+            }
+        };
+        let (trail, prefilled) = (source.drafter.trail.clone(), source.prefilled);
+        let stream = &mut self.running[index];
+        let more = stream.prompt_len() - stream.usage.cached_tokens;
+        stream.drafter.trail = trail;
+        stream.prefilled = prefilled;
+        stream.usage.cached_tokens = stream.prompt_len();
+        stream.usage.miss_reason = None;
+        if let Some(before) = stream.sequence.replace(fork) {
+            self.runner.release(before);
+        }
+        stream.report_prefill();
+        self.shared.stats().cached_tokens += more as u64;
+        true
+    }
+
     /// Leaves a snapshot of a stream in the middle or at the end of its prompt, where it is worth one.
     pub(super) fn keep(&mut self, index: usize) {
         let stream = &self.running[index];
         let position = stream.position();
         let worth = position == stream.prompt_len() || stream.cuts.contains(&position);
-        if !worth || unusable(stream).is_some() || self.cache.holds(&stream.tokens[..position]) {
+        if !worth || unusable(stream).is_some() || self.cache.at(&stream.tokens[..position]).is_some() {
             return;
         }
         let Some(sequence) = &stream.sequence else { return };
@@ -115,15 +152,25 @@ impl Worker {
     pub(super) fn keep_last(&mut self, stream: &Stream, sequence: Sequence) {
         let position = sequence.position();
         let tokens = &stream.tokens[..position];
-        if position == 0 || unusable(stream).is_some() || self.cache.holds(tokens) {
-            self.runner.release(sequence);
-            return;
+        let session = stream.request.session.as_deref();
+        let wanted = session.is_some() || unusable(stream).is_none();
+        let kept = match self.cache.at(tokens) {
+            None if position > 0 && wanted => {
+                let (prefilled, trail) = (stream.prefilled, stream.drafter.trail.clone());
+                self.insert(tokens, Snapshot { sequence, prefilled, trail })
+            }
+            held => {
+                self.runner.release(sequence);
+                held
+            }
+        };
+        if let (Some(name), Some(id)) = (session, kept) {
+            self.name_session(name, id);
         }
-        let (prefilled, trail) = (stream.prefilled, stream.drafter.trail.clone());
-        self.insert(tokens, Snapshot { sequence, prefilled, trail });
     }
 
-    fn insert(&mut self, tokens: &[u32], mut snapshot: Snapshot) {
+    /// Puts a snapshot into the cache; absent if it cannot be kept.
+    pub(super) fn insert(&mut self, tokens: &[u32], mut snapshot: Snapshot) -> Option<u64> {
         let sequence = &mut snapshot.sequence;
         let usage = self.runner.compact(sequence).and_then(|()| self.runner.usage(sequence));
         let usage = match usage {
@@ -131,18 +178,19 @@ impl Worker {
             Err(error) => {
                 tracing::warn!(%error, "a snapshot was lost");
                 self.runner.release(snapshot.sequence);
-                return;
+                return None;
             }
         };
-        let (_, replaced) = self.cache.insert(tokens, snapshot, usage);
+        let (id, replaced) = self.cache.insert(tokens, snapshot, usage);
         if let Some(replaced) = replaced {
             self.runner.release(replaced.sequence);
         }
         loop {
             let bytes = self.runner.footprint(self.cache.sequences()) + self.cache.trail_bytes();
-            let Some(evicted) = self.cache.account(bytes) else { return };
+            let Some(evicted) = self.cache.account(bytes) else { break };
             self.runner.release(evicted.sequence);
         }
+        Some(id)
     }
 }
 

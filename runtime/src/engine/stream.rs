@@ -8,14 +8,29 @@ use super::generation::EventSink;
 use super::request::{Event, FinishReason, Pooling, Request, RequestError, TokenLogprob, Usage};
 use super::scheduler::Phase;
 use crate::runner::Sequence;
+#[cfg(feature = "grammar")]
+use crate::sample::grammar::{Grammar, GrammarError};
 use crate::sample::logprobs::token_logprobs;
-use crate::sample::{SampleError, Sampler, StopMatcher};
+use crate::sample::{Sampler, StopMatcher};
 use crate::state::cursor::PREFILL_CHUNK;
 use crate::text::Tokenizer;
+
+/// What a stream needs besides its request.
+pub(super) struct Parts {
+    pub(super) sampler: Sampler,
+    pub(super) stops: StopMatcher,
+    pub(super) drafter: Drafter,
+    #[cfg(feature = "grammar")]
+    pub(super) grammar: Option<Grammar>,
+}
 
 /// One request on its way through the engine.
 pub(crate) struct Stream {
     pub(super) id: u64,
+    /// What the answers to one request have in common.
+    pub(super) group: u64,
+    #[cfg(feature = "grammar")]
+    grammar: Option<Grammar>,
     pub(super) request: Request,
     pub(super) sink: EventSink,
     /// Prompt, then what has been generated.
@@ -54,16 +69,19 @@ pub(crate) struct Stream {
 impl Stream {
     pub(super) fn new(
         id: u64,
+        group: u64,
         request: Request,
         limit: usize,
         sink: EventSink,
-        sampler: Sampler,
-        stops: StopMatcher,
-        drafter: Drafter,
+        parts: Parts,
     ) -> Stream {
+        let Parts { sampler, stops, drafter, .. } = parts;
         let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
         Stream {
             id,
+            group,
+            #[cfg(feature = "grammar")]
+            grammar: parts.grammar,
             tokens: request.prompt.clone(),
             limit,
             sequence: None,
@@ -134,9 +152,45 @@ impl Stream {
     /// Chooses the next token from a row of logits.
     ///
     /// # Errors
-    /// [`SampleError`] where there is nothing to choose from.
-    pub(super) fn choose(&mut self, logits: &[f32]) -> Result<u32, SampleError> {
+    /// [`RequestError`] where there is nothing to choose from, or the grammar gives up.
+    #[cfg(feature = "grammar")]
+    pub(super) fn choose(&mut self, logits: &[f32]) -> Result<u32, RequestError> {
+        let failed = |error: GrammarError| RequestError::Grammar(error.to_string());
+        let Some(grammar) = &mut self.grammar else {
+            return Ok(self.sampler.sample(logits, &self.tokens, None)?.id);
+        };
+        let mask = grammar.mask().map_err(failed)?;
+        let token = self.sampler.sample(logits, &self.tokens, Some(mask))?.id;
+        grammar.accept(token).map_err(failed)?;
+        Ok(token)
+    }
+
+    /// Chooses the next token from a row of logits.
+    ///
+    /// # Errors
+    /// [`RequestError`] where there is nothing to choose from.
+    #[cfg(not(feature = "grammar"))]
+    pub(super) fn choose(&mut self, logits: &[f32]) -> Result<u32, RequestError> {
         Ok(self.sampler.sample(logits, &self.tokens, None)?.id)
+    }
+
+    /// Cuts the draft to what the grammar allows.
+    pub(super) fn cut_draft(&mut self) {
+        #[cfg(feature = "grammar")]
+        if let Some(grammar) = &mut self.grammar {
+            // A grammar that gives up drafts nothing; the next token to be chosen will say so.
+            let allowed = grammar.accepted_of(&self.drafter.draft).unwrap_or(0);
+            self.drafter.draft.truncate(allowed);
+        }
+    }
+
+    /// Whether the grammar leaves nothing to add.
+    fn is_complete(&self) -> bool {
+        #[cfg(feature = "grammar")]
+        let complete = self.grammar.as_ref().is_some_and(Grammar::is_finished);
+        #[cfg(not(feature = "grammar"))]
+        let complete = false;
+        complete
     }
 
     /// The probability of `token` by a row of logits, where asked for.
@@ -191,7 +245,7 @@ impl Stream {
         self.tokens.push(token);
         self.usage.completion_tokens += 1;
         let ends = tokenizer.is_some_and(|tokenizer| tokenizer.is_end_of_generation(token));
-        if ends && !self.request.ignore_eos {
+        if ends && (!self.request.ignore_eos || self.is_complete()) {
             self.sink.send(Event::Token { id: token, text: String::new(), logprob });
             return Some(FinishReason::Eos);
         }

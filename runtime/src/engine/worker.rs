@@ -4,7 +4,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::time::Duration;
 
 use super::cache::PrefixCache;
@@ -52,6 +52,8 @@ pub(super) struct Worker {
     pub(super) drafting: f64,
     steps: u64,
     pub(super) cache: PrefixCache,
+    /// Snapshots that have a name, longest known first.
+    pub(super) sessions: Vec<(String, u64)>,
     pub(super) slices: u64,
     /// Tokens generated.
     pub(super) generated: usize,
@@ -84,6 +86,7 @@ impl Worker {
             drafting: 0.0,
             steps: 0,
             cache,
+            sessions: Vec::new(),
             slices: 0,
             generated: 0,
             entered: 0,
@@ -98,9 +101,13 @@ impl Worker {
             }
             self.publish();
         }
-        for stream in self.waiting.drain(..).chain(self.running.drain(..)) {
-            stream.fail(RequestError::Stopped);
-        }
+        self.shared.waiting.fetch_sub(self.waiting.len(), Ordering::Relaxed);
+        self.waiting.clear();
+        let ended = std::mem::take(&mut self.running);
+        self.reserved = 0;
+        self.publish();
+        // Streams that are dropped without an end say that the engine has been stopped.
+        drop(ended);
     }
 
     /// Takes all commands that are there; waits for one when there is nothing to do. False to stop.
@@ -121,6 +128,9 @@ impl Worker {
         loop {
             match next {
                 Ok(Command::Submit(stream)) => self.waiting.push(*stream),
+                Ok(Command::Export { name, reply }) => answer(&reply, self.export(&name)),
+                Ok(Command::Import { name, session, reply }) => answer(&reply, self.import(&name, *session)),
+                Ok(Command::Forget { name, reply }) => answer(&reply, self.forget(&name)),
                 Err(TryRecvError::Empty) => return true,
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
             }
@@ -132,8 +142,10 @@ impl Worker {
     fn turn(&mut self) {
         self.drop_cancelled();
         self.make_room();
-        self.search_again();
-        let plan = self.plan();
+        let mut plan = self.plan();
+        if plan.slice.is_some_and(|slice| self.search_again(slice.id)) {
+            plan = self.plan();
+        }
         self.drafting = self.draft(&plan.decode);
         self.compose(&plan);
         for &id in &plan.enter {
@@ -272,21 +284,19 @@ impl Worker {
                     Outcome::Failed(_) => self.runner.release(sequence),
                 }
             }
-            let mut stats = self.shared.stats();
+            {
+                let mut stats = self.shared.stats();
+                match &outcome {
+                    Outcome::Finished(FinishReason::Cancelled) => stats.cancelled += 1,
+                    Outcome::Finished(_) => stats.completed += 1,
+                    Outcome::Failed(_) => stats.failed += 1,
+                }
+            }
+            // Whoever sees the last event finds the numbers as they are after it.
+            self.publish();
             match outcome {
-                Outcome::Finished(reason) => {
-                    match reason {
-                        FinishReason::Cancelled => stats.cancelled += 1,
-                        _ => stats.completed += 1,
-                    }
-                    drop(stats);
-                    stream.finish(reason);
-                }
-                Outcome::Failed(error) => {
-                    stats.failed += 1;
-                    drop(stats);
-                    stream.fail(error);
-                }
+                Outcome::Finished(reason) => stream.finish(reason),
+                Outcome::Failed(error) => stream.fail(error),
             }
         }
     }
@@ -332,6 +342,13 @@ fn first_room(stream: &Stream) -> usize {
         None => stream.limit.min(GROWTH),
     };
     stream.prompt_len() + wanted
+}
+
+/// Answers a question; whoever asked may have given up.
+fn answer<T>(reply: &Sender<T>, value: T) {
+    if reply.send(value).is_err() {
+        tracing::debug!("an answer came too late");
+    }
 }
 
 /// The message of a panic.

@@ -162,9 +162,11 @@ impl Cursor {
         Cursor { policy, position: 0, base: 0, pending: 0, reach: 0 }
     }
 
-    /// A cursor in the middle of a sequence, as a session file records it; `None` when the numbers disagree.
-    pub fn restore(policy: FoldPolicy, position: usize, base: usize) -> Option<Cursor> {
-        (base <= position).then_some(Cursor { policy, position, base, pending: 0, reach: position })
+    /// A cursor in the middle of a sequence, as a session file records it; `None` when the numbers disagree. The
+    /// convolution rings hold what a rewind by `reach_back` rows needs.
+    pub fn restore(policy: FoldPolicy, position: usize, base: usize, reach_back: usize) -> Option<Cursor> {
+        let reach = position + policy.window.saturating_sub(reach_back);
+        (base <= position).then_some(Cursor { policy, position, base, pending: 0, reach })
     }
 
     /// The policy the cursor follows.
@@ -195,6 +197,11 @@ impl Cursor {
     /// The oldest position a rewind can reach: the log and the convolution rings must both still hold it.
     pub fn oldest(&self) -> usize {
         self.base.max(self.reach.saturating_sub(self.policy.window))
+    }
+
+    /// How far back of its position the convolution rings hold what a rewind needs.
+    pub fn reach_back(&self) -> usize {
+        self.policy.window.saturating_sub(self.reach.saturating_sub(self.position))
     }
 
     /// The steps of a pass that appends `rows` rows. Pending rows of an earlier pass count as rejected.

@@ -7,6 +7,8 @@ pub mod arena;
 pub mod cursor;
 pub mod layout;
 pub mod memory;
+pub mod snapshot;
 
 pub use cursor::{Cursor, FoldPolicy, PassKind, PassPlan, RewindError, Step};
 pub use layout::StateLayout;
+pub use snapshot::SequenceImage;

@@ -375,6 +375,14 @@ impl Backend for CpuBackend {
         Ok(self.adopt(copy))
     }
 
+    fn export(&self, slot: Slot) -> Result<SequenceMemory, BackendError> {
+        Ok(self.memory(slot)?.clone())
+    }
+
+    fn import(&mut self, memory: SequenceMemory) -> Result<Slot, BackendError> {
+        Ok(self.adopt(memory))
+    }
+
     fn compact(&mut self, slot: Slot, live: usize) -> Result<(), BackendError> {
         let memory = self.sequences.get_mut(slot.0).and_then(Option::as_mut);
         memory.ok_or(BackendError::Slot(slot.0))?.resize_logs(&self.layout, live, live);
