@@ -340,36 +340,33 @@ fn core(kernels: &MatmulKernels, format: QFormat, cols: usize, rows: usize) {
     println!("{line}");
 }
 
-/// One thread, one activation row, pieces of a matrix beyond the caches: the best piece against the best reading.
+/// One thread, pieces of a matrix beyond the caches: the best piece against the best reading.
 fn stream(kernels: &MatmulKernels, format: QFormat, cols: usize) {
     let row_bytes = format.row_bytes(cols).expect("whole blocks");
-    let piece_rows = (4_000_000 / row_bytes).next_multiple_of(64);
+    let piece_rows = (2_000_000 / row_bytes).next_multiple_of(64);
     let pieces = 52;
     let weights = random_bytes(format, pieces * piece_rows * row_bytes);
-    let x: Vec<f32> = (0..cols).map(|i| (i as f32 * 0.37).sin()).collect();
-    let mut activations = Activations::new();
-    activations.prepare(kernels, format.activation_kind(), &x, 1, cols);
-    let mut out = vec![0.0; piece_rows];
-    let (mut read, mut product) = (f64::INFINITY, f64::INFINITY);
-    for i in 0..20 * pieces {
-        let mut piece = weights.chunks_exact(piece_rows * row_bytes).cycle().skip(i % pieces);
-        let first = piece.next().expect("a piece");
-        read = read.min(seconds(|| ceilings::read(first)));
-        let far = piece.nth(pieces / 2).expect("a piece");
-        product = product.min(seconds(|| {
-            let tile = OutTile::new(&mut out, piece_rows, 1, piece_rows);
-            kernels.matmul(format, far, piece_rows, cols, &activations, 0..1, tile);
-        }));
-    }
     let rate = |time: f64| (piece_rows * row_bytes) as f64 / time / 1e9;
-    println!(
-        "| stream | {} | {} x {cols} | {:.1} of {:.1} GB/s | {:.0} % |",
-        format.name(),
-        pieces * piece_rows,
-        rate(product),
-        rate(read),
-        100.0 * read / product
-    );
+    let mut line = format!("| stream | {} | {} x {cols} |", format.name(), pieces * piece_rows);
+    for x_rows in [1, 2, 4, 8, 16] {
+        let x: Vec<f32> = (0..x_rows * cols).map(|i| (i as f32 * 0.37).sin()).collect();
+        let mut activations = Activations::new();
+        activations.prepare(kernels, format.activation_kind(), &x, x_rows, cols);
+        let mut out = vec![0.0; x_rows * piece_rows];
+        let (mut read, mut product) = (f64::INFINITY, f64::INFINITY);
+        for i in 0..10 * pieces {
+            let mut piece = weights.chunks_exact(piece_rows * row_bytes).cycle().skip(i % pieces);
+            let first = piece.next().expect("a piece");
+            read = read.min(seconds(|| ceilings::read(first)));
+            let far = piece.nth(pieces / 2).expect("a piece");
+            product = product.min(seconds(|| {
+                let tile = OutTile::new(&mut out, piece_rows, x_rows, piece_rows);
+                kernels.matmul(format, far, piece_rows, cols, &activations, 0..x_rows, tile);
+            }));
+        }
+        line += &format!(" {x_rows}: {:.1} of {:.1} GB/s |", rate(product), rate(read));
+    }
+    println!("{line}");
 }
 
 fn main() {

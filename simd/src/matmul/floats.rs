@@ -7,11 +7,6 @@ use super::tile::OutTile;
 use crate::LANES;
 use crate::quant::QFormat;
 
-/// How far ahead in each row memory is asked for, where the next rows are too far to be asked for.
-const PREFETCH: usize = 2048;
-/// The most bytes of weight rows of a tile that leave room for those of the next in the first cache level.
-const NEAR: usize = 16 << 10;
-
 /// A float format.
 ///
 /// # Safety
@@ -89,14 +84,15 @@ unsafe fn tile<S: Simd, F: FloatFormat<S>, const W: usize, const R: usize>(
     for (r, x) in x.iter_mut().enumerate() {
         *x = product.x.row_pointers(product.x_rows.start + i + r).floats;
     }
-    let ahead = if W * product.row_bytes <= NEAR { W * product.row_bytes } else { PREFETCH };
+    // The same place in the next weight rows, which is asked for.
+    let next = W * product.row_bytes;
     // SAFETY: `Product` holds whole rows of weights and activations padded to a multiple of 16.
     unsafe {
         let mut sums = [[S::splat(0.0); R]; W];
         for k in (0..whole).step_by(LANES) {
             for row in 0..W {
                 let p = weights[row].add(k * bytes);
-                S::prefetch(p.wrapping_add(ahead));
+                S::prefetch(p.wrapping_add(next));
                 let w = F::load(p);
                 for r in 0..R {
                     sums[row][r] = S::fma(w, S::load_floats(x[r].add(k)), sums[row][r]);

@@ -131,20 +131,22 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    /// Asks for the lines of block `b`.
+    /// Asks for part `i` of `count` of a block's lines. The processor has room for few requests at a time, so the
+    /// lines of a block are spread over the work on it.
     ///
     /// # Safety
     /// See [`Simd`].
     #[inline(always)]
-    pub(super) unsafe fn block<S: Simd>(self, b: usize) {
-        for line in b * self.lines..(b + 1) * self.lines {
+    pub(super) unsafe fn part<S: Simd>(self, i: usize, count: usize) {
+        for line in i * self.lines / count..(i + 1) * self.lines / count {
             // SAFETY: prefetching reads nothing.
             unsafe { S::prefetch_far(self.next.wrapping_add(LINE * line)) }
         }
     }
 
     /// What is left after `blocks` blocks.
-    fn after(self, blocks: usize) -> Ahead {
+    #[inline(always)]
+    pub(super) fn after(self, blocks: usize) -> Ahead {
         Ahead { next: self.next.wrapping_add(LINE * self.lines * blocks), ..self }
     }
 }
@@ -336,12 +338,14 @@ pub(super) unsafe fn tile_of_256<
         for b in 0..tile.blocks {
             let block = tile.panels.add(b * layout.block_bytes());
             let x_block = tile.x_block + b;
-            tile.ahead.block::<S>(b);
             let mut sums = [[S::zero(); P]; R];
             if !MINS && layout.pairs() > 0 {
                 add_pairs::<S, SUBS, R, P>(tile, &x, layout, block, x_block, &mut sums);
             }
             for sub in 0..SUBS {
+                if sub % (SUBS / 4) == 0 {
+                    tile.ahead.after(b).part::<S>(sub / (SUBS / 4), 4);
+                }
                 let steps = 64 / SUBS;
                 let mut dots = [[[S::zero(); P]; R]; 2];
                 let weights = block.add(layout.weights_at() + LINE * steps * sub);
@@ -456,7 +460,7 @@ pub(super) unsafe fn tile_of_32<
         for b in 0..tile.blocks {
             let block = tile.panels.add(b * layout.block_bytes());
             let x_block = tile.x_block + b;
-            tile.ahead.block::<S>(b);
+            tile.ahead.after(b).part::<S>(0, 1);
             let mut dots = [[[S::zero(); P]; R]; 2];
             if OFFSET != 0 {
                 for r in 0..R {

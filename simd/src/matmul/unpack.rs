@@ -15,8 +15,8 @@ pub(super) trait Unpack<S: Simd> {
     const FORMAT: QFormat;
     const LAYOUT: Layout = layout(Self::FORMAT, S::WIDE_OFFSET);
 
-    /// Unpacks the same block of sixteen rows.
-    unsafe fn block(blocks: Rows, panel: *mut u8);
+    /// Unpacks the same block of sixteen rows, asking for memory on the way.
+    unsafe fn block(blocks: Rows, panel: *mut u8, ahead: Ahead);
 }
 
 /// Unpacks `count` blocks of sixteen rows.
@@ -30,10 +30,7 @@ pub(super) unsafe fn unpack<S: Simd, F: Unpack<S>>(rows: Rows, count: usize, pan
     for b in 0..count {
         let blocks = Rows { start: rows.start.wrapping_add(b * bytes), ..rows };
         // SAFETY: the caller's promise.
-        unsafe {
-            ahead.block::<S>(b);
-            F::block(blocks, panel.add(b * F::LAYOUT.block_bytes()));
-        }
+        unsafe { F::block(blocks, panel.add(b * F::LAYOUT.block_bytes()), ahead.after(b)) }
     }
 }
 
@@ -147,13 +144,14 @@ impl<S: Simd> Unpack<S> for Q4K<S> {
     const FORMAT: QFormat = QFormat::Q4K;
 
     #[inline(always)]
-    unsafe fn block(blocks: Rows, panel: *mut u8) {
+    unsafe fn block(blocks: Rows, panel: *mut u8, ahead: Ahead) {
         // SAFETY: the trait's promise.
         unsafe {
             let layout = <Self as Unpack<S>>::LAYOUT;
             six_bit_header::<S>(blocks, layout, panel);
             let weights = panel.add(layout.weights_at());
             for piece in 0..8 {
+                ahead.part::<S>(piece, 8);
                 let packed = S::rows_of_16(blocks, 16 + 16 * piece);
                 let at = 16 * (piece / 2) + 4 * (piece % 2);
                 for i in 0..4 {
@@ -169,7 +167,7 @@ impl<S: Simd> Unpack<S> for Q5K<S> {
     const FORMAT: QFormat = QFormat::Q5K;
 
     #[inline(always)]
-    unsafe fn block(blocks: Rows, panel: *mut u8) {
+    unsafe fn block(blocks: Rows, panel: *mut u8, ahead: Ahead) {
         // SAFETY: the trait's promise.
         unsafe {
             let layout = <Self as Unpack<S>>::LAYOUT;
@@ -179,6 +177,7 @@ impl<S: Simd> Unpack<S> for Q5K<S> {
                 let fifth = S::rows_of_16(blocks, 16 + 16 * side);
                 macro_rules! group {
                     ($group:literal, $low:literal, $high:literal) => {
+                        ahead.part::<S>(4 * side + $group, 8);
                         let packed = S::rows_of_16(blocks, 48 + 32 * $group + 16 * side);
                         for i in 0..4 {
                             let at = 16 * $group + 4 * side + i;
@@ -202,7 +201,7 @@ impl<S: Simd> Unpack<S> for Q6K<S> {
     const FORMAT: QFormat = QFormat::Q6K;
 
     #[inline(always)]
-    unsafe fn block(blocks: Rows, panel: *mut u8) {
+    unsafe fn block(blocks: Rows, panel: *mut u8, ahead: Ahead) {
         // SAFETY: the trait's promise.
         unsafe {
             let layout = <Self as Unpack<S>>::LAYOUT;
@@ -219,6 +218,7 @@ impl<S: Simd> Unpack<S> for Q6K<S> {
             let weights = panel.add(layout.weights_at());
             for half in 0..2 {
                 for side in 0..2 {
+                    ahead.part::<S>(2 * half + side, 4);
                     let first = S::rows_of_16(blocks, 64 * half + 16 * side);
                     let second = S::rows_of_16(blocks, 64 * half + 32 + 16 * side);
                     let upper = S::rows_of_16(blocks, 128 + 32 * half + 16 * side);
@@ -243,7 +243,7 @@ impl<S: Simd> Unpack<S> for IQ4XS<S> {
     const FORMAT: QFormat = QFormat::IQ4XS;
 
     #[inline(always)]
-    unsafe fn block(blocks: Rows, panel: *mut u8) {
+    unsafe fn block(blocks: Rows, panel: *mut u8, ahead: Ahead) {
         // SAFETY: the trait's promise.
         unsafe {
             let layout = <Self as Unpack<S>>::LAYOUT;
@@ -262,6 +262,7 @@ impl<S: Simd> Unpack<S> for IQ4XS<S> {
             put_scales::<S, 8>(layout, scales, panel);
             let weights = panel.add(layout.weights_at());
             for sub in 0..8 {
+                ahead.part::<S>(sub, 8);
                 let eight = iq4_weights::<S>(S::rows_of_16(blocks, 8 + 16 * sub));
                 for i in 0..8 {
                     put::<S>(weights, 8 * sub + i, eight[i]);
@@ -277,9 +278,10 @@ macro_rules! unpack_32 {
             const FORMAT: QFormat = <$name<S> as Format32<S>>::FORMAT;
 
             #[inline(always)]
-            unsafe fn block(blocks: Rows, panel: *mut u8) {
+            unsafe fn block(blocks: Rows, panel: *mut u8, ahead: Ahead) {
                 // SAFETY: the trait's promise.
                 unsafe {
+                    ahead.part::<S>(0, 1);
                     S::store_floats(panel.cast(), Self::scales(blocks));
                     let weights = Self::weights(blocks);
                     for i in 0..8 {
