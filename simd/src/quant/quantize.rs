@@ -97,9 +97,11 @@ fn inverse(scale: f32) -> f32 {
     if scale == 0.0 { 0.0 } else { 1.0 / scale }
 }
 
-/// `value` on the integer grid, held in range.
+/// `value` on the integer grid, held in a range far below 2^22: adding and subtracting 1.5 * 2^23 rounds to nearest
+/// even, without the call that rounding takes on processors at large.
 fn level(value: f32, lowest: i32, highest: i32) -> i32 {
-    (value.round_ties_even() as i32).clamp(lowest, highest)
+    const ROUND: f32 = 12_582_912.0;
+    (value.clamp(lowest as f32, highest as f32) + ROUND - ROUND) as i32
 }
 
 fn largest_magnitude(values: &[f32]) -> f32 {
@@ -127,7 +129,7 @@ fn q4_0(values: &[f32], out: &mut [u8]) -> Option<()> {
     Some(())
 }
 
-/// The scale with which integers of `-levels .. levels` come closest to `values`. Errors weigh as the squares of the
+/// The scale with which integers of `-levels .. levels` come closest to `values`, at most 32. Errors weigh as the squares of the
 /// values: large weights matter more to products. The value of the largest magnitude may take the one level more
 /// that the negative side has, so the scale may be negative.
 fn fit_scale(values: &[f32], levels: i32) -> f32 {
@@ -137,14 +139,16 @@ fn fit_scale(values: &[f32], levels: i32) -> f32 {
     if extreme == 0.0 {
         return 0.0;
     }
+    let mut weights = [0.0f64; 32];
+    for (weight, &value) in weights.iter_mut().zip(values) {
+        *weight = f64::from(value / extreme).powi(2);
+    }
     let (mut best_gain, mut best_scale) = (0.0f64, extreme / -levels as f32);
     for step in -9..=9 {
         let inverse = -(levels as f32 + 0.1 * step as f32) / extreme;
         let (mut cross, mut square) = (0.0f64, 0.0f64);
-        for &value in values {
-            let relative = f64::from(value / extreme);
-            let (weight, level) =
-                (relative * relative, f64::from(level(value * inverse, -levels, levels - 1)));
+        for (&value, weight) in values.iter().zip(weights) {
+            let level = f64::from(level(value * inverse, -levels, levels - 1));
             cross += weight * f64::from(value) * level;
             square += weight * level * level;
         }
@@ -179,11 +183,14 @@ fn fit_grid(values: &[f32], levels: i32, steps: std::ops::Range<i32>) -> Grid {
     let mut best = (f64::INFINITY, Grid::default());
     for step in steps {
         let inverse = (f64::from(levels) + 0.1 * f64::from(step)) / range;
-        let on_grid = |value: f64| (value - f64::from(lowest)) * inverse;
-        let levels_of = |value: f32| f64::from(level(on_grid(f64::from(value)) as f32, 0, levels));
+        let mut on_grid = [0.0f64; 32];
+        for (on_grid, &value) in on_grid.iter_mut().zip(values) {
+            let exact = (f64::from(value) - f64::from(lowest)) * inverse;
+            *on_grid = f64::from(level(exact as f32, 0, levels));
+        }
         let [mut weights, mut x, mut l, mut ll, mut xl] = [0.0f64; 5];
-        for &value in values {
-            let (value, level) = (f64::from(value), levels_of(value));
+        for (&value, level) in values.iter().zip(on_grid) {
+            let value = f64::from(value);
             let weight = base + value.abs();
             weights += weight;
             x += weight * value;
@@ -200,8 +207,9 @@ fn fit_grid(values: &[f32], levels: i32, steps: std::ops::Range<i32>) -> Grid {
         }
         let error: f64 = values
             .iter()
-            .map(|&value| {
-                let difference = scale * levels_of(value) + lowest - f64::from(value);
+            .zip(on_grid)
+            .map(|(&value, level)| {
+                let difference = scale * level + lowest - f64::from(value);
                 (base + f64::from(value).abs()) * difference * difference
             })
             .sum();
