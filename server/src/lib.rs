@@ -3,3 +3,4 @@
 
 pub mod built_in;
 pub mod cli;
+pub mod http;

@@ -64,6 +64,8 @@ const OBSOLETE: &[(&[&str], Value)] = &[
     (&["--poll", "--poll-batch"], Value::One),
     (&["--keep"], Value::One),
     (&["--threads-http"], Value::One),
+    (&["--metrics", "--slots", "--props", "--embedding", "--embeddings"], Value::None),
+    (&["--offline"], Value::None),
     (&["--no-perf", "--perf"], Value::None),
 ];
 

@@ -21,6 +21,7 @@ mod output;
 mod perplexity;
 mod run;
 mod sampling;
+mod serve;
 pub mod settings;
 mod tokenize;
 
@@ -66,6 +67,7 @@ fn dispatch(verb: &Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Run(args) => run::run(args),
         Verb::Chat(args) => chat::run(args),
+        Verb::Serve(args) => serve::run(args),
         Verb::Inspect(args) => inspect::run(args),
         Verb::Tokenize(args) => tokenize::run(args),
         Verb::Logits(args) => logits::run(args),

@@ -1,0 +1,190 @@
+//! `millpond serve`: the HTTP server.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use millpond::engine::{Engine, EngineOptions};
+use millpond::state::memory::KvType;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+
+use super::args::{ReasoningName, ServeArgs};
+use super::failure::usage;
+use super::settings::{self, Compute};
+use super::{run, sampling};
+use crate::http::config::{DEFAULT_PORT, ServerConfig};
+use crate::http::listen::{self, Listener};
+use crate::http::state::AppState;
+
+/// Threads that move bytes; computing is the engine's.
+const IO_THREADS: usize = 2;
+/// Longest file of keys.
+const MAX_KEY_FILE: usize = 1 << 20;
+
+/// Runs the command.
+///
+/// # Errors
+/// Wrong usage, an address that cannot be listened at, a model that does not load.
+pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
+    let compute = Compute::new(&args.compute, KvType::F16)?;
+    let config = config(args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(IO_THREADS)
+        .enable_all()
+        .build()
+        .context("cannot start the server's threads")?;
+    let served = runtime.block_on(serve(args, config, compute));
+    // Tasks still running belong to clients whose time to finish is over.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    served
+}
+
+fn config(args: &ServeArgs) -> anyhow::Result<ServerConfig> {
+    let mut api_keys = args.api_key.clone();
+    if let Some(path) = &args.api_key_file {
+        let text = settings::read_text(path)?;
+        anyhow::ensure!(text.len() <= MAX_KEY_FILE, "{} is no file of keys", path.display());
+        api_keys.extend(text.lines().map(str::trim).filter(|key| !key.is_empty()).map(str::to_owned));
+        anyhow::ensure!(!api_keys.is_empty(), "{} holds no key", path.display());
+    }
+    if api_keys.iter().any(String::is_empty) {
+        return Err(usage("--api-key is empty"));
+    }
+    Ok(ServerConfig {
+        alias: args.alias.clone().or_else(|| model_name(args.model.model.as_deref())),
+        api_keys,
+        allowed_hosts: args.allowed_hosts.clone(),
+        allowed_origins: args.cors_origins.clone(),
+        max_body: args.max_body,
+        max_tokens: run::max_tokens(&args.generation)?,
+        // The vocabulary is checked with the first request: the model is not loaded yet.
+        sampling: sampling::params(&args.sampling, u32::MAX as usize)?,
+        thinking: match args.reasoning {
+            ReasoningName::On => Some(true),
+            ReasoningName::Off => Some(false),
+            ReasoningName::Auto => None,
+        },
+        metrics: !args.no_metrics,
+        slots: !args.no_slots,
+        page: !args.no_ui,
+        drain_time: Duration::from_secs(args.drain_seconds),
+        ..ServerConfig::default()
+    })
+}
+
+/// The file's name without its ending: shorter and better known to its user than what it calls itself.
+fn model_name(path: Option<&Path>) -> Option<String> {
+    let Some(path) = path else { return Some(crate::built_in::NAME.to_owned()) };
+    let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    name.map(|name| name.to_string_lossy().into_owned())
+}
+
+async fn serve(args: &ServeArgs, mut config: ServerConfig, compute: Compute) -> anyhow::Result<()> {
+    let (listener, shown) = listen(args, &mut config).await?;
+    let state = AppState::new(config);
+    let app = crate::http::app(state.clone());
+    let (stop, stopped) = watch::channel(false);
+    let serving = tokio::spawn(listen::serve(listener, app, state.clone(), stopped));
+    eprintln!("millpond: listening at {shown}, loading the model");
+    let engine = load(args, compute, &state);
+    let engine = tokio::select! {
+        engine = engine => engine?,
+        signal = signal() => { signal?; return Ok(()) }
+    };
+    let handle = engine.handle();
+    eprintln!(
+        "millpond: serving {} with a context of {} tokens for each request",
+        state.model_name(),
+        handle.context()
+    );
+    signal().await?;
+    eprintln!("millpond: stopping; once more to stop at once");
+    stop.send_replace(true);
+    tokio::select! {
+        served = serving => served.context("the server failed")?,
+        signal = signal() => signal?,
+    }
+    Ok(())
+}
+
+async fn listen(args: &ServeArgs, config: &mut ServerConfig) -> anyhow::Result<(Listener, String)> {
+    if args.host.ends_with(".sock") {
+        let path = PathBuf::from(&args.host);
+        let listener = bind_unix(&path).with_context(|| format!("cannot listen at {}", path.display()))?;
+        return Ok((Listener::Unix(listener), path.display().to_string()));
+    }
+    let address = match args.host.as_str() {
+        "localhost" => IpAddr::from([127, 0, 0, 1]),
+        host => host
+            .parse()
+            .map_err(|_| usage(format!("--host {host} is neither an address nor a path ending in .sock")))?,
+    };
+    let address = SocketAddr::new(address, args.port.unwrap_or(DEFAULT_PORT));
+    let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen at {address}"))?;
+    let address = listener.local_addr()?;
+    config.address = Some(address.ip());
+    if !address.ip().is_loopback() && config.api_keys.is_empty() {
+        eprintln!("millpond: anyone who can reach {address} may use this server; --api-key asks for a key");
+    }
+    Ok((Listener::Tcp(listener), format!("http://{address}")))
+}
+
+/// A socket at a path where there is none, or one that nobody listens at any more.
+fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            if std::os::unix::net::UnixStream::connect(path).is_ok() {
+                return Err(error);
+            }
+            std::fs::remove_file(path)?;
+            UnixListener::bind(path)
+        }
+        other => other,
+    }
+}
+
+/// Loads the model and starts the engine, while the server already answers that it does.
+async fn load(args: &ServeArgs, compute: Compute, state: &AppState) -> anyhow::Result<Engine> {
+    let (model, options) = (args.model.clone(), engine_options(args, &compute));
+    let engine = tokio::task::spawn_blocking(move || -> anyhow::Result<Engine> {
+        let model = settings::load_model(&model)?;
+        Ok(Engine::start(model, options)?)
+    });
+    let engine = engine.await.context("loading failed")??;
+    state.set_engine(engine.handle());
+    Ok(engine)
+}
+
+fn engine_options(args: &ServeArgs, compute: &Compute) -> EngineOptions {
+    let base = EngineOptions::default();
+    EngineOptions {
+        threads: compute.threads,
+        isa: Some(compute.isa),
+        context: args.generation.ctx_size,
+        kv_type: compute.kv_type,
+        buffer: compute.buffer,
+        memory_budget: args.memory.map(mebibytes),
+        cache_budget: args.cache_ram.map(mebibytes),
+        max_queue: args.max_queue.unwrap_or(base.max_queue),
+        max_running: args.parallel.unwrap_or(base.max_running),
+        session_dir: args.slot_save_path.clone(),
+        max_gap: Duration::from_millis(args.max_gap_ms),
+        ..base
+    }
+}
+
+fn mebibytes(count: usize) -> usize {
+    count.saturating_mul(1 << 20)
+}
+
+/// Returns when the process is asked to end.
+async fn signal() -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle signals")?;
+    tokio::select! {
+        pressed = tokio::signal::ctrl_c() => pressed.context("cannot handle Ctrl-C"),
+        _ = terminate.recv() => Ok(()),
+    }
+}

@@ -1,0 +1,69 @@
+//! How a server is set up.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use millpond::sample::SamplingParams;
+
+/// The port used where none is named. Not assigned to any service by IANA.
+pub const DEFAULT_PORT: u16 = 8137;
+
+/// How a server is set up.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Name under which the model goes.
+    pub alias: Option<String>,
+    /// Keys of which a request must show one; none are needed if empty.
+    pub api_keys: Vec<String>,
+    /// Host names, besides addresses and `localhost`, under which the server may be addressed.
+    pub allowed_hosts: Vec<String>,
+    /// Origins of foreign web pages that may use the server.
+    pub allowed_origins: Vec<String>,
+    /// The address it listens at: decides which addresses are its own.
+    pub address: Option<IpAddr>,
+    /// Longest body of a request, in bytes.
+    pub max_body: usize,
+    /// Most connections at once.
+    pub max_connections: usize,
+    /// Longest time for the headers of a request.
+    pub header_time: Duration,
+    /// Longest time a client may leave everything it is sent unread.
+    pub stall_time: Duration,
+    /// Longest time running requests get to finish when the server stops.
+    pub drain_time: Duration,
+    /// Tokens generated for requests that name no limit; as many as the context holds if absent.
+    pub max_tokens: Option<usize>,
+    /// Sampling for requests that leave it open.
+    pub sampling: SamplingParams,
+    /// Whether the model thinks before it answers, where its template knows the difference and the request does not say.
+    pub thinking: Option<bool>,
+    /// Serve `/metrics`.
+    pub metrics: bool,
+    /// Serve `/slots`.
+    pub slots: bool,
+    /// Serve the chat page.
+    pub page: bool,
+}
+
+impl Default for ServerConfig {
+    fn default() -> ServerConfig {
+        ServerConfig {
+            alias: None,
+            api_keys: Vec::new(),
+            allowed_hosts: Vec::new(),
+            allowed_origins: Vec::new(),
+            address: None,
+            max_body: 8 << 20,
+            max_connections: 2048,
+            header_time: Duration::from_secs(10),
+            stall_time: Duration::from_secs(60),
+            drain_time: Duration::from_secs(10),
+            max_tokens: None,
+            sampling: SamplingParams::default(),
+            thinking: None,
+            metrics: true,
+            slots: true,
+            page: true,
+        }
+    }
+}

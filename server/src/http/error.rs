@@ -1,0 +1,185 @@
+//! Errors as the APIs spell them.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::Request;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use millpond::engine::{RequestError, SubmitError};
+use millpond::text::{TemplateError, TokenizerError};
+use serde_json::{Value, json};
+
+/// Why a request was refused or failed. Messages name what the client sent, never paths or addresses of ours.
+#[derive(Clone, Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    message: String,
+    param: Option<String>,
+    code: Option<&'static str>,
+    retry_after: Option<Duration>,
+}
+
+/// What a handler answers.
+pub type ApiResult<T = Response> = Result<T, ApiError>;
+
+impl ApiError {
+    /// An error with a status of its own.
+    pub fn new(status: StatusCode, message: impl Into<String>) -> ApiError {
+        ApiError { status, message: message.into(), param: None, code: None, retry_after: None }
+    }
+
+    /// The client asked for something that makes no sense.
+    pub fn invalid(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// The same about one field.
+    pub fn field(param: &str, message: impl Into<String>) -> ApiError {
+        ApiError { param: Some(param.to_owned()), ..ApiError::invalid(message) }
+    }
+
+    /// There is no such thing.
+    pub fn not_found(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::NOT_FOUND, message)
+    }
+
+    /// Not now.
+    pub fn unavailable(message: impl Into<String>) -> ApiError {
+        ApiError {
+            retry_after: Some(Duration::from_secs(1)),
+            ..ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message)
+        }
+    }
+
+    /// A defect of ours.
+    pub fn internal(message: impl Into<String>) -> ApiError {
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+
+    /// The status.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// The class of the error in OpenAI's words.
+    fn kind(&self) -> &'static str {
+        match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            429 => "rate_limit_error",
+            503 => "unavailable_error",
+            400..=499 => "invalid_request_error",
+            _ => "server_error",
+        }
+    }
+
+    /// As OpenAI's API and llama.cpp write it.
+    #[must_use]
+    pub fn openai(&self) -> Value {
+        json!({ "error": {
+            "message": self.message,
+            "type": self.kind(),
+            "param": self.param,
+            "code": self.code,
+        }})
+    }
+
+    /// As Anthropic's API writes it.
+    #[must_use]
+    pub fn anthropic(&self) -> Value {
+        let kind = match self.status.as_u16() {
+            413 => "request_too_large",
+            503 => "overloaded_error",
+            500..=599 => "api_error",
+            _ => self.kind(),
+        };
+        json!({ "type": "error", "error": { "type": kind, "message": self.message } })
+    }
+
+    /// As Ollama's API writes it.
+    #[must_use]
+    pub fn ollama(&self) -> Value {
+        json!({ "error": self.message })
+    }
+
+    fn respond(&self, body: Value) -> Response {
+        let mut response = (self.status, Json(body)).into_response();
+        if let Some(wait) = self.retry_after {
+            let seconds = wait.as_secs_f64().ceil().max(1.0) as u64;
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = self.respond(self.openai());
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> ApiError {
+        let message = error.to_string();
+        match error {
+            SubmitError::QueueFull { retry_after, .. } => ApiError {
+                retry_after: Some(retry_after),
+                code: Some("queue_full"),
+                ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, message)
+            },
+            SubmitError::PromptTooLong { .. } => {
+                ApiError { code: Some("context_length_exceeded"), ..ApiError::invalid(message) }
+            }
+            SubmitError::Stopped => ApiError::unavailable(message),
+            SubmitError::TooLarge { .. } | SubmitError::Invalid(_) => ApiError::invalid(message),
+        }
+    }
+}
+
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> ApiError {
+        match error {
+            RequestError::Stopped => ApiError::unavailable(error.to_string()),
+            RequestError::Grammar(_) => ApiError::invalid(error.to_string()),
+            _ => ApiError::internal(error.to_string()),
+        }
+    }
+}
+
+impl From<TemplateError> for ApiError {
+    fn from(error: TemplateError) -> ApiError {
+        ApiError::field("messages", error.to_string())
+    }
+}
+
+impl From<TokenizerError> for ApiError {
+    fn from(error: TokenizerError) -> ApiError {
+        ApiError::invalid(error.to_string())
+    }
+}
+
+/// Rewrites errors of the routes below it into Anthropic's form.
+pub(crate) async fn in_anthropic_form(request: Request, next: Next) -> Response {
+    rewrite(next.run(request).await, ApiError::anthropic)
+}
+
+/// Rewrites errors of the routes below it into Ollama's form.
+pub(crate) async fn in_ollama_form(request: Request, next: Next) -> Response {
+    rewrite(next.run(request).await, ApiError::ollama)
+}
+
+fn rewrite(mut response: Response, form: fn(&ApiError) -> Value) -> Response {
+    match response.extensions_mut().remove::<ApiError>() {
+        Some(error) => error.respond(form(&error)),
+        None => response,
+    }
+}

@@ -1,0 +1,57 @@
+//! Generations as something to await, several at once.
+
+use std::sync::Arc;
+
+use millpond::engine::{Event, Generation, RecvError};
+use tokio::sync::Notify;
+
+/// The generations that one HTTP request started. Dropping it cancels them.
+#[derive(Debug)]
+pub(crate) struct Events {
+    generations: Vec<Option<Generation>>,
+    changed: Arc<Notify>,
+    /// Where the next look begins, so that none is always first.
+    turn: usize,
+}
+
+impl Events {
+    /// The events of `generations`, told apart by their place in the list.
+    #[must_use]
+    pub(crate) fn new(generations: Vec<Generation>) -> Events {
+        let changed = Arc::new(Notify::new());
+        for generation in &generations {
+            let changed = changed.clone();
+            generation.set_waker(move || changed.notify_one());
+        }
+        Events { generations: generations.into_iter().map(Some).collect(), changed, turn: 0 }
+    }
+
+    /// The next event and whose it is; `None` after the last of all.
+    pub(crate) async fn next(&mut self) -> Option<(usize, Event)> {
+        loop {
+            if let Some(found) = self.poll() {
+                return Some(found);
+            }
+            if self.generations.iter().all(Option::is_none) {
+                return None;
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    fn poll(&mut self) -> Option<(usize, Event)> {
+        let count = self.generations.len();
+        for index in (0..count).map(|step| (self.turn + step) % count) {
+            let Some(generation) = &self.generations[index] else { continue };
+            match generation.try_recv() {
+                Ok(event) => {
+                    self.turn = index + 1;
+                    return Some((index, event));
+                }
+                Err(RecvError::Empty) => {}
+                Err(RecvError::Ended) => self.generations[index] = None,
+            }
+        }
+        None
+    }
+}

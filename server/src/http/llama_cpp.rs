@@ -1,0 +1,327 @@
+//! llama.cpp's own API: `/completion`, `/tokenize`, `/detokenize`, `/props`.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use millpond::engine::{Event, FinishReason, Request};
+use millpond::sample::SamplingParams;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::body::JsonBody;
+use super::constraint::ConstraintFields;
+use super::error::{ApiError, ApiResult};
+use super::events::Events;
+use super::logprobs;
+use super::openai::chat::session;
+use super::params::{GenerationFields, answer_count};
+use super::prompt::PromptInput;
+use super::sse::{self, Framing, Gone, Sender};
+use super::state::AppState;
+use super::usage::Totals;
+
+/// The body of a request to `/completion`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct CompletionRequest {
+    prompt: PromptInput,
+    #[serde(flatten)]
+    generation: GenerationFields,
+    #[serde(flatten)]
+    constraint: ConstraintFields,
+    #[serde(alias = "max_tokens")]
+    n_predict: Option<i64>,
+    stream: Option<bool>,
+    #[serde(alias = "n_cmpl")]
+    n: Option<u32>,
+    n_probs: Option<u32>,
+    return_tokens: Option<bool>,
+    return_progress: Option<bool>,
+    id_slot: Option<i64>,
+    session: Option<String>,
+}
+
+/// What each answer of a request needs to be written.
+struct Shape {
+    model: String,
+    prompts: Vec<String>,
+    settings: Value,
+    each: usize,
+    tokens: bool,
+    progress: bool,
+}
+
+/// One answer while it comes.
+#[derive(Default)]
+struct Text {
+    text: String,
+    tokens: Vec<u32>,
+    probabilities: Vec<Value>,
+}
+
+/// Continues texts.
+pub(crate) async fn completion(
+    State(state): State<AppState>,
+    JsonBody(body): JsonBody<CompletionRequest>,
+) -> ApiResult {
+    let stream = body.stream.unwrap_or(false);
+    let (events, shape) = state.prepare(move |state| begin(state, body)).await?;
+    let count = shape.prompts.len() * shape.each;
+    if stream {
+        return Ok(sse::respond(Framing::Sse, |sender| write(sender, state, events, shape, count)));
+    }
+    collect(&state, events, &shape, count).await
+}
+
+fn begin(state: &AppState, body: CompletionRequest) -> ApiResult<(Events, Shape)> {
+    if body.id_slot.is_some_and(|slot| slot < -1) {
+        return Err(ApiError::field("id_slot", "id_slot must be -1 or above"));
+    }
+    let limit = match body.n_predict {
+        None | Some(-1) => None,
+        Some(count) => {
+            let wrong =
+                || ApiError::field("n_predict", format!("n_predict is {count}, expected -1 or above"));
+            Some(usize::try_from(count).map_err(|_| wrong())?)
+        }
+    };
+    let model = state.model()?;
+    let tokenizer = model.tokenizer.as_deref();
+    let constraint = body.constraint.source()?;
+    let each = answer_count(body.n)?;
+    let mut requests = Vec::new();
+    let mut prompts = Vec::new();
+    for prompt in body.prompt.tokens(state)? {
+        prompts.push(tokenizer.map_or_else(String::new, |tokenizer| tokenizer.decode(&prompt, false)));
+        let mut request =
+            body.generation.request(prompt, limit, state.config(), tokenizer, model.spec.vocab)?;
+        request.logprobs = body.n_probs.filter(|&count| count > 0).map(|count| count as usize);
+        request.grammar.clone_from(&constraint);
+        request.session = session(body.session.as_deref(), body.id_slot);
+        requests.push(request);
+    }
+    let settings = requests.first().map_or(Value::Null, |request| settings(request, state));
+    let shape = Shape {
+        model: state.model_name(),
+        prompts,
+        settings,
+        each,
+        tokens: body.return_tokens.unwrap_or(false),
+        progress: body.return_progress.unwrap_or(false),
+    };
+    Ok((state.submit(requests, each)?, shape))
+}
+
+fn settings(request: &Request, state: &AppState) -> Value {
+    let mut settings = sampling_value(&request.sampling);
+    let limit = request.max_tokens.map_or(-1, |count| i64::try_from(count).unwrap_or(i64::MAX));
+    settings["n_predict"] = limit.into();
+    settings["max_tokens"] = limit.into();
+    settings["stop"] = request.stop.clone().into();
+    settings["ignore_eos"] = request.ignore_eos.into();
+    settings["n_ctx"] = state.engine().map_or(0, |engine| engine.context()).into();
+    settings
+}
+
+/// Sampling parameters with their names in the API.
+fn sampling_value(params: &SamplingParams) -> Value {
+    json!({
+        "seed": params.seed.map_or(-1, |seed| i64::try_from(seed).unwrap_or(i64::MAX)),
+        "temperature": params.temperature,
+        "top_k": params.top_k,
+        "top_p": params.top_p,
+        "min_p": params.min_p,
+        "typical_p": params.typical_p,
+        "top_n_sigma": params.top_n_sigma,
+        "xtc_probability": params.xtc_probability,
+        "xtc_threshold": params.xtc_threshold,
+        "repeat_penalty": params.repeat_penalty,
+        "repeat_last_n": params.repeat_last_n,
+        "presence_penalty": params.presence_penalty,
+        "frequency_penalty": params.frequency_penalty,
+        "dry_multiplier": params.dry_multiplier,
+        "dry_base": params.dry_base,
+        "dry_allowed_length": params.dry_allowed_length,
+        "dry_penalty_last_n": params.dry_penalty_last_n,
+        "samplers": params.samplers.stages().iter().map(|stage| stage.name()).collect::<Vec<_>>(),
+    })
+}
+
+async fn collect(state: &AppState, mut events: Events, shape: &Shape, count: usize) -> ApiResult {
+    let tokenizer = state.model()?.tokenizer.as_deref();
+    let mut texts: Vec<Text> = (0..count).map(|_| Text::default()).collect();
+    let mut answers = vec![Value::Null; count];
+    while let Some((index, event)) = events.next().await {
+        let text = &mut texts[index];
+        match event {
+            Event::Token { id, text: piece, logprob } => {
+                text.text.push_str(&piece);
+                text.tokens.push(id);
+                text.probabilities.extend(logprob.map(|found| logprobs::chat_entry(tokenizer, &found, true)));
+            }
+            Event::Done { reason, text: piece, usage } => {
+                text.text.push_str(&piece);
+                let mut totals = Totals::default();
+                totals.add(&usage, false);
+                let mut answer = last(shape, index, &reason, &totals);
+                answer["content"] = std::mem::take(&mut text.text).into();
+                answer["tokens"] = if shape.tokens { text.tokens.clone().into() } else { json!([]) };
+                if !text.probabilities.is_empty() {
+                    answer["completion_probabilities"] = std::mem::take(&mut text.probabilities).into();
+                }
+                answers[index] = answer;
+            }
+            Event::Error(error) => return Err(error.into()),
+            Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
+        }
+    }
+    let body = if answers.len() == 1 { answers.swap_remove(0) } else { answers.into() };
+    Ok(Json(body).into_response())
+}
+
+/// The end of an answer.
+fn last(shape: &Shape, index: usize, reason: &FinishReason, totals: &Totals) -> Value {
+    let (kind, word) = match reason {
+        FinishReason::Eos => ("eos", ""),
+        FinishReason::Length | FinishReason::Cancelled => ("limit", ""),
+        FinishReason::Stop(word) => ("word", word.as_str()),
+    };
+    json!({
+        "index": index,
+        "id_slot": index,
+        "content": "",
+        "tokens": [],
+        "stop": true,
+        "model": shape.model,
+        "tokens_predicted": totals.completion,
+        "tokens_evaluated": totals.prompt,
+        "tokens_cached": totals.cached,
+        "generation_settings": shape.settings,
+        "prompt": shape.prompts[index / shape.each],
+        "has_new_line": false,
+        "truncated": false,
+        "stop_type": kind,
+        "stopping_word": word,
+        "timings": totals.timings(),
+    })
+}
+
+async fn write(
+    sender: Sender,
+    state: AppState,
+    mut events: Events,
+    shape: Shape,
+    count: usize,
+) -> Result<(), Gone> {
+    let tokenizer = state.model().ok().and_then(|model| model.tokenizer.clone());
+    let mut generated = vec![0usize; count];
+    while let Some((index, event)) = sender.next(&mut events).await? {
+        match event {
+            Event::Token { id, text, logprob } => {
+                generated[index] += 1;
+                let mut chunk = json!({ "index": index, "content": text, "tokens": [id], "stop": false, "id_slot": index });
+                chunk["tokens_predicted"] = generated[index].into();
+                if let Some(found) = logprob {
+                    chunk["completion_probabilities"] =
+                        json!([logprobs::chat_entry(tokenizer.as_deref(), &found, true)]);
+                }
+                sender.data(&chunk).await?;
+            }
+            Event::Done { reason, text, usage } => {
+                let mut totals = Totals::default();
+                totals.add(&usage, false);
+                let mut chunk = last(&shape, index, &reason, &totals);
+                chunk["content"] = text.into();
+                sender.data(&chunk).await?;
+            }
+            Event::Error(error) => return sender.data(&ApiError::from(error).openai()).await,
+            Event::Prefill { done, total, cached } if shape.progress => {
+                let progress = json!({ "total": total, "cache": cached, "processed": done });
+                let chunk = json!({
+                    "index": index, "content": "", "tokens": [], "stop": false, "prompt_progress": progress,
+                });
+                sender.data(&chunk).await?;
+            }
+            Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// The body of a request to `/tokenize`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct TokenizeRequest {
+    content: String,
+    add_special: Option<bool>,
+    parse_special: Option<bool>,
+    with_pieces: Option<bool>,
+}
+
+/// Text to token ids.
+pub(crate) async fn tokenize(
+    State(state): State<AppState>,
+    JsonBody(body): JsonBody<TokenizeRequest>,
+) -> ApiResult {
+    let tokens = state.prepare(move |state| tokens(state, &body)).await?;
+    Ok(Json(json!({ "tokens": tokens })).into_response())
+}
+
+fn tokens(state: &AppState, body: &TokenizeRequest) -> ApiResult<Vec<Value>> {
+    let tokenizer = state.tokenizer()?;
+    let bos = tokenizer.special().bos.filter(|_| body.add_special.unwrap_or(false) && tokenizer.add_bos());
+    let text = tokenizer.encode(&body.content, body.parse_special.unwrap_or(true))?;
+    let ids = bos.into_iter().chain(text);
+    if !body.with_pieces.unwrap_or(false) {
+        return Ok(ids.map(Value::from).collect());
+    }
+    let piece = |id| match std::str::from_utf8(tokenizer.token_bytes(id)) {
+        Ok(text) => Value::from(text),
+        Err(_) => Value::from(tokenizer.token_bytes(id)),
+    };
+    Ok(ids.map(|id| json!({ "id": id, "piece": piece(id) })).collect())
+}
+
+/// The body of a request to `/detokenize`.
+#[derive(Debug, Deserialize)]
+pub(crate) struct DetokenizeRequest {
+    tokens: Vec<u32>,
+}
+
+/// Token ids to text.
+pub(crate) async fn detokenize(
+    State(state): State<AppState>,
+    JsonBody(body): JsonBody<DetokenizeRequest>,
+) -> ApiResult {
+    let vocab = state.model()?.spec.vocab;
+    if let Some(id) = body.tokens.iter().find(|&&id| id as usize >= vocab) {
+        return Err(ApiError::field("tokens", format!("token {id} is not in the vocabulary of {vocab}")));
+    }
+    Ok(Json(json!({ "content": state.tokenizer()?.decode(&body.tokens, false) })).into_response())
+}
+
+/// What the server is.
+pub(crate) async fn props(State(state): State<AppState>) -> ApiResult {
+    let engine = state.engine()?;
+    let stats = engine.stats();
+    let special = |id: Option<u32>| logprobs_text(&state, id);
+    let ids = engine.model().tokenizer.as_ref().map(|tokenizer| tokenizer.special()).unwrap_or_default();
+    Ok(Json(json!({
+        "default_generation_settings": {
+            "n_ctx": engine.context(),
+            "params": sampling_value(&state.config().sampling),
+        },
+        "total_slots": stats.max_running,
+        "model_alias": state.model_name(),
+        "model_path": state.model_name(),
+        "modalities": { "vision": false, "audio": false },
+        "chat_template_caps": { "available": engine.model().template.is_some() },
+        "bos_token": special(ids.bos),
+        "eos_token": special(ids.eos),
+        "build_info": super::openai::chat::fingerprint(),
+    }))
+    .into_response())
+}
+
+fn logprobs_text(state: &AppState, id: Option<u32>) -> String {
+    let tokenizer = state.tokenizer().ok();
+    id.map_or_else(String::new, |id| logprobs::text_of(tokenizer.map(|tokenizer| &**tokenizer), id))
+}

@@ -1,0 +1,334 @@
+//! `/v1/chat/completions`.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use millpond::engine::{Event, FinishReason};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::http::answer::{Answer, AnswerReader, Call, Piece, finish_reason};
+use crate::http::body::JsonBody;
+use crate::http::chat_input::{self, ChatPrompt, Conversation, ToolChoice};
+use crate::http::constraint::ConstraintFields;
+use crate::http::error::{ApiError, ApiResult};
+use crate::http::events::Events;
+use crate::http::ids;
+use crate::http::logprobs;
+use crate::http::params::{GenerationFields, answer_count, token_count};
+use crate::http::sse::{self, Framing, Gone, Sender};
+use crate::http::state::AppState;
+use crate::http::usage::Totals;
+
+/// The body of a request.
+#[derive(Debug, Deserialize)]
+pub(crate) struct ChatRequest {
+    messages: Vec<Value>,
+    #[serde(flatten)]
+    generation: GenerationFields,
+    #[serde(flatten)]
+    constraint: ConstraintFields,
+    max_tokens: Option<i64>,
+    max_completion_tokens: Option<i64>,
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+    n: Option<u32>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<u32>,
+    tools: Option<Vec<Value>>,
+    tool_choice: Option<ToolChoice>,
+    reasoning_effort: Option<String>,
+    enable_thinking: Option<bool>,
+    reasoning_format: Option<String>,
+    chat_template_kwargs: Option<Map<String, Value>>,
+    return_progress: Option<bool>,
+    session: Option<String>,
+    id_slot: Option<i64>,
+}
+
+/// What a stream carries besides text.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub(crate) struct StreamOptions {
+    #[serde(default)]
+    pub(crate) include_usage: bool,
+}
+
+/// How the answer is written.
+struct Shape {
+    id: String,
+    created: u64,
+    model: String,
+    prompt: ChatPrompt,
+    split: bool,
+    usage: bool,
+    progress: bool,
+    logprobs: bool,
+}
+
+/// Answers a conversation.
+pub(crate) async fn create(
+    State(state): State<AppState>,
+    JsonBody(body): JsonBody<ChatRequest>,
+) -> ApiResult {
+    let stream = body.stream.unwrap_or(false);
+    let (events, shape) = state.prepare(move |state| begin(state, body)).await?;
+    if stream {
+        return Ok(sse::respond(Framing::Sse, |sender| write(sender, state, events, shape)));
+    }
+    collect(&state, events, &shape).await
+}
+
+/// The prompt of the conversation, without answering it.
+pub(crate) async fn apply_template(
+    State(state): State<AppState>,
+    JsonBody(body): JsonBody<ChatRequest>,
+) -> ApiResult {
+    let prompt = state.prepare(move |state| conversation(&body)?.render(state)).await?;
+    Ok(Json(json!({ "prompt": prompt })).into_response())
+}
+
+/// The number of tokens of the conversation.
+pub(crate) async fn input_tokens(
+    State(state): State<AppState>,
+    JsonBody(body): JsonBody<ChatRequest>,
+) -> ApiResult {
+    let prompt = state.prepare(move |state| conversation(&body)?.prompt(state)).await?;
+    Ok(Json(json!({ "object": "response.input_tokens", "input_tokens": prompt.ids.len() })).into_response())
+}
+
+fn conversation(body: &ChatRequest) -> ApiResult<Conversation> {
+    let tools = body.tools.clone().unwrap_or_default();
+    let choice = body.tool_choice.clone().unwrap_or_default();
+    Conversation {
+        continues: body.messages.last().is_some_and(|message| {
+            message["role"] == "assistant" && message.get("tool_calls").is_none_or(Value::is_null)
+        }),
+        messages: body.messages.clone(),
+        constraint: choice.forced(&tools)?,
+        tools: choice.offer(tools),
+        options: body.chat_template_kwargs.clone().unwrap_or_default(),
+        // One order of precedence: the request's own switch, its effort, the template's variables, the server's flag.
+        thinking: body.enable_thinking.or_else(|| chat_input::thinks(body.reasoning_effort.as_deref())),
+    }
+    .check()
+}
+
+fn begin(state: &AppState, body: ChatRequest) -> ApiResult<(Events, Shape)> {
+    let mut conversation = conversation(&body)?;
+    conversation.constrain(body.constraint.source()?)?;
+    let constraint = conversation.constraint.clone();
+    let prompt = conversation.prompt(state)?;
+    let model = state.model()?;
+    let limit = body.max_completion_tokens.or(body.max_tokens);
+    let limit = token_count("max_tokens", limit)?;
+    let tokenizer = model.tokenizer.as_deref();
+    let mut request =
+        body.generation.request(prompt.ids.clone(), limit, state.config(), tokenizer, model.spec.vocab)?;
+    request.message_boundaries.clone_from(&prompt.boundaries);
+    let logprobs = body.logprobs.unwrap_or(false);
+    if logprobs {
+        request.logprobs = Some(body.top_logprobs.unwrap_or(0) as usize);
+    } else if body.top_logprobs.is_some_and(|count| count > 0) {
+        return Err(ApiError::field("top_logprobs", "top_logprobs needs logprobs"));
+    }
+    request.grammar = constraint;
+    request.session = session(body.session.as_deref(), body.id_slot);
+    let shape = Shape {
+        id: ids::unique("chatcmpl-"),
+        created: ids::now(),
+        model: state.model_name(),
+        prompt,
+        split: body.reasoning_format.as_deref() != Some("none"),
+        usage: body.stream_options.unwrap_or_default().include_usage,
+        progress: body.return_progress.unwrap_or(false),
+        logprobs,
+    };
+    Ok((state.submit(vec![request], answer_count(body.n)?)?, shape))
+}
+
+/// The name under which a request's state is kept: that of a session, or of a slot as llama.cpp counts them.
+pub(crate) fn session(name: Option<&str>, slot: Option<i64>) -> Option<String> {
+    let slot = slot.filter(|slot| *slot >= 0).map(slot_name);
+    name.map(str::to_owned).or(slot)
+}
+
+/// The session that stands for a slot.
+pub(crate) fn slot_name(slot: i64) -> String {
+    format!("slot-{slot}")
+}
+
+/// One answer while it comes.
+struct Choice {
+    reader: AnswerReader,
+    answer: Answer,
+    logprobs: Vec<Value>,
+    reason: Option<FinishReason>,
+}
+
+async fn collect(state: &AppState, mut events: Events, shape: &Shape) -> ApiResult {
+    let mut choices: Vec<Choice> = Vec::new();
+    let mut totals = Totals::default();
+    let tokenizer = state.model()?.tokenizer.as_deref();
+    while let Some((index, event)) = events.next().await {
+        while choices.len() <= index {
+            choices.push(Choice {
+                reader: AnswerReader::new(&shape.prompt, shape.split),
+                answer: Answer::default(),
+                logprobs: Vec::new(),
+                reason: None,
+            });
+        }
+        let choice = &mut choices[index];
+        match event {
+            Event::Token { text, logprob, .. } => {
+                let pieces = choice.reader.push(&text);
+                choice.answer.add(pieces);
+                choice.logprobs.extend(logprob.map(|found| logprobs::chat_entry(tokenizer, &found, true)));
+            }
+            Event::Done { reason, text, usage } => {
+                let mut pieces = choice.reader.push(&text);
+                pieces.extend(choice.reader.finish());
+                choice.answer.add(pieces);
+                choice.reason = Some(reason);
+                totals.add(&usage, index > 0);
+            }
+            Event::Error(error) => return Err(error.into()),
+            Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
+        }
+    }
+    let choices: Vec<Value> =
+        choices.iter().enumerate().map(|(index, choice)| choice.value(index, shape)).collect();
+    Ok(Json(json!({
+        "id": shape.id,
+        "object": "chat.completion",
+        "created": shape.created,
+        "model": shape.model,
+        "system_fingerprint": fingerprint(),
+        "choices": choices,
+        "usage": totals.openai(),
+        "timings": totals.timings(),
+    }))
+    .into_response())
+}
+
+impl Choice {
+    fn value(&self, index: usize, shape: &Shape) -> Value {
+        let Answer { reasoning, text, calls } = &self.answer;
+        let content = if text.is_empty() && !calls.is_empty() { Value::Null } else { text.as_str().into() };
+        let mut message = json!({ "role": "assistant", "content": content });
+        if !reasoning.is_empty() {
+            message["reasoning_content"] = reasoning.as_str().into();
+        }
+        if !calls.is_empty() {
+            message["tool_calls"] = calls.iter().map(call_value).collect();
+        }
+        let logprobs = if shape.logprobs { json!({ "content": self.logprobs }) } else { Value::Null };
+        let reason = self.reason.as_ref().map(|reason| finish_reason(reason, calls.len()));
+        json!({ "index": index, "message": message, "logprobs": logprobs, "finish_reason": reason })
+    }
+}
+
+fn call_value(call: &Call) -> Value {
+    json!({
+        "id": call.id,
+        "type": "function",
+        "function": { "name": call.name, "arguments": call.arguments.to_string() },
+    })
+}
+
+/// What changes when the same request may give other tokens: the version.
+pub(crate) fn fingerprint() -> &'static str {
+    concat!("millpond-", env!("CARGO_PKG_VERSION"))
+}
+
+impl Shape {
+    fn chunk(&self, choices: Value) -> Value {
+        json!({
+            "id": self.id,
+            "object": "chat.completion.chunk",
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": fingerprint(),
+            "choices": choices,
+        })
+    }
+
+    fn delta(&self, index: usize, delta: Value, logprobs: Value, reason: Option<&str>) -> Value {
+        self.chunk(json!([{ "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason }]))
+    }
+}
+
+async fn write(sender: Sender, state: AppState, mut events: Events, shape: Shape) -> Result<(), Gone> {
+    let mut readers: Vec<AnswerReader> = Vec::new();
+    let mut totals = Totals::default();
+    let tokenizer = state.model().ok().and_then(|model| model.tokenizer.clone());
+    while let Some((index, event)) = sender.next(&mut events).await? {
+        while readers.len() <= index {
+            let role = json!({ "role": "assistant", "content": "" });
+            sender.data(&shape.delta(readers.len(), role, Value::Null, None)).await?;
+            readers.push(AnswerReader::new(&shape.prompt, shape.split));
+        }
+        let reader = &mut readers[index];
+        match event {
+            Event::Token { text, logprob, .. } => {
+                let logprobs = logprob.map_or(
+                    Value::Null,
+                    |found| json!({ "content": [logprobs::chat_entry(tokenizer.as_deref(), &found, true)] }),
+                );
+                let pieces = reader.push(&text);
+                write_pieces(&sender, &shape, index, pieces, logprobs).await?;
+            }
+            Event::Done { reason, text, usage } => {
+                let mut pieces = reader.push(&text);
+                pieces.extend(reader.finish());
+                write_pieces(&sender, &shape, index, pieces, Value::Null).await?;
+                totals.add(&usage, index > 0);
+                let reason = finish_reason(&reason, reader.calls());
+                let mut chunk = shape.delta(index, json!({}), Value::Null, Some(reason));
+                chunk["timings"] = totals.timings();
+                sender.data(&chunk).await?;
+            }
+            Event::Error(error) => {
+                return sender.data(&ApiError::from(error).openai()).await;
+            }
+            Event::Prefill { done, total, cached } if shape.progress => {
+                let mut chunk = shape.chunk(json!([]));
+                chunk["prompt_progress"] = json!({ "total": total, "cache": cached, "processed": done });
+                sender.data(&chunk).await?;
+            }
+            Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
+        }
+    }
+    if shape.usage {
+        let mut chunk = shape.chunk(json!([]));
+        chunk["usage"] = totals.openai();
+        sender.data(&chunk).await?;
+    }
+    sender.done().await
+}
+
+/// Sends the pieces of one token; its probability goes with the first.
+async fn write_pieces(
+    sender: &Sender,
+    shape: &Shape,
+    index: usize,
+    pieces: Vec<Piece>,
+    mut logprobs: Value,
+) -> Result<(), Gone> {
+    if pieces.is_empty() && !logprobs.is_null() {
+        return sender.data(&shape.delta(index, json!({ "content": "" }), logprobs, None)).await;
+    }
+    for piece in pieces {
+        let delta = match piece {
+            Piece::Reasoning(text) => json!({ "reasoning_content": text }),
+            Piece::Text(text) => json!({ "content": text }),
+            Piece::Call(call) => {
+                let mut value = call_value(&call);
+                value["index"] = call.index.into();
+                json!({ "tool_calls": [value] })
+            }
+        };
+        sender.data(&shape.delta(index, delta, logprobs.take(), None)).await?;
+    }
+    Ok(())
+}

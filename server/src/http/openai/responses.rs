@@ -1,0 +1,303 @@
+//! `/v1/responses`, without memory: every request brings the whole conversation.
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::IntoResponse;
+use millpond::engine::{Event, FinishReason, Request};
+use millpond::sample::grammar::GrammarSource;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::response_stream::Writer;
+use crate::http::answer::{Answer, AnswerReader, Call};
+use crate::http::body::JsonBody;
+use crate::http::chat_input::{self, ChatPrompt, Conversation, ToolChoice, message};
+use crate::http::constraint::ConstraintFields;
+use crate::http::error::{ApiError, ApiResult};
+use crate::http::events::Events;
+use crate::http::ids;
+use crate::http::params::{GenerationFields, token_count};
+use crate::http::sse::{self, Framing};
+use crate::http::state::AppState;
+use crate::http::usage::Totals;
+
+/// The body of a request.
+#[derive(Debug, Deserialize)]
+pub(crate) struct ResponsesRequest {
+    input: Value,
+    instructions: Option<String>,
+    max_output_tokens: Option<i64>,
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    tools: Option<Vec<Value>>,
+    tool_choice: Option<ToolChoice>,
+    text: Option<TextOptions>,
+    reasoning: Option<ReasoningOptions>,
+    stream: Option<bool>,
+    previous_response_id: Option<String>,
+    conversation: Option<Value>,
+    metadata: Option<Map<String, Value>>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct TextOptions {
+    format: Option<Value>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct ReasoningOptions {
+    effort: Option<String>,
+}
+
+/// What an answer needs to be written.
+pub(super) struct Shape {
+    pub(super) prompt: ChatPrompt,
+    /// The response as far as it is known before the answer.
+    pub(super) frame: Value,
+}
+
+/// Answers.
+pub(crate) async fn create(
+    State(state): State<AppState>,
+    JsonBody(body): JsonBody<ResponsesRequest>,
+) -> ApiResult {
+    let stream = body.stream.unwrap_or(false);
+    let (events, shape) = state.prepare(move |state| begin(state, body)).await?;
+    if stream {
+        return Ok(sse::respond(Framing::Sse, |sender| Writer::new(sender, shape).write(events)));
+    }
+    collect(events, shape).await
+}
+
+fn begin(state: &AppState, body: ResponsesRequest) -> ApiResult<(Events, Shape)> {
+    if body.previous_response_id.is_some() || body.conversation.as_ref().is_some_and(|value| !value.is_null())
+    {
+        return Err(ApiError::field(
+            "previous_response_id",
+            "this server keeps no responses: send the whole conversation as input",
+        ));
+    }
+    let mut conversation = conversation(&body)?;
+    conversation.constrain(constraint(&body)?)?;
+    let constraint = conversation.constraint.clone();
+    let prompt = conversation.prompt(state)?;
+    let limit = token_count("max_output_tokens", body.max_output_tokens)?;
+    let fields =
+        GenerationFields { temperature: body.temperature, top_p: body.top_p, ..GenerationFields::default() };
+    let model = state.model()?;
+    let tokenizer = model.tokenizer.as_deref();
+    let mut request =
+        fields.request(prompt.ids.clone(), limit, state.config(), tokenizer, model.spec.vocab)?;
+    request.message_boundaries.clone_from(&prompt.boundaries);
+    request.grammar = constraint;
+    let frame = frame(state, &body, &request);
+    Ok((state.submit(vec![request], 1)?, Shape { prompt, frame }))
+}
+
+fn constraint(body: &ResponsesRequest) -> ApiResult<Option<GrammarSource>> {
+    let format = body.text.as_ref().and_then(|text| text.format.clone()).filter(|format| !format.is_null());
+    let Some(format) = format else { return Ok(None) };
+    let fields: ConstraintFields = serde_json::from_value(json!({ "response_format": format }))
+        .map_err(|error| ApiError::field("text", error.to_string()))?;
+    fields.source()
+}
+
+fn frame(state: &AppState, body: &ResponsesRequest, request: &Request) -> Value {
+    json!({
+        "id": ids::unique("resp_"),
+        "object": "response",
+        "created_at": ids::now(),
+        "status": "in_progress",
+        "error": null,
+        "incomplete_details": null,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "model": state.model_name(),
+        "output": [],
+        "parallel_tool_calls": true,
+        "previous_response_id": null,
+        "reasoning": { "effort": body.reasoning.as_ref().and_then(|options| options.effort.clone()), "summary": null },
+        "store": false,
+        "temperature": request.sampling.temperature,
+        "text": { "format": { "type": "text" } },
+        "tool_choice": "auto",
+        "tools": body.tools.clone().unwrap_or_default(),
+        "top_p": request.sampling.top_p,
+        "truncation": "disabled",
+        "usage": null,
+        "metadata": body.metadata.clone().unwrap_or_default(),
+    })
+}
+
+/// Brings the input into the form of the chat API.
+fn conversation(body: &ResponsesRequest) -> ApiResult<Conversation> {
+    let mut messages = Vec::new();
+    if let Some(text) = body.instructions.as_deref().filter(|text| !text.is_empty()) {
+        messages.push(message("system", text));
+    }
+    match &body.input {
+        Value::String(text) => messages.push(message("user", text.as_str())),
+        Value::Array(items) => {
+            for (index, item) in items.iter().enumerate() {
+                convert(index, item, &mut messages)?;
+            }
+        }
+        _ => return Err(ApiError::field("input", "input must be text or a list of items")),
+    }
+    let tools = body.tools.iter().flatten().map(tool).collect::<ApiResult<Vec<Value>>>()?;
+    let choice = body.tool_choice.clone().unwrap_or_default();
+    let effort = body.reasoning.as_ref().and_then(|options| options.effort.as_deref());
+    Conversation {
+        continues: false,
+        messages,
+        constraint: choice.forced(&tools)?,
+        tools: choice.offer(tools),
+        options: Map::new(),
+        thinking: chat_input::thinks(effort),
+    }
+    .check()
+}
+
+/// Tools here are flat; templates know them wrapped.
+fn tool(tool: &Value) -> ApiResult<Value> {
+    if tool["type"] != "function" {
+        return Err(ApiError::field("tools", "only tools of type function are supported"));
+    }
+    let mut function = tool.clone();
+    if let Some(fields) = function.as_object_mut() {
+        fields.remove("type");
+    }
+    Ok(json!({ "type": "function", "function": function }))
+}
+
+fn convert(index: usize, item: &Value, messages: &mut Vec<Value>) -> ApiResult<()> {
+    let wrong = |what: &str| ApiError::field("input", format!("input[{index}]: {what}"));
+    match item["type"].as_str() {
+        Some("function_call") => {
+            let call = json!({
+                "id": item["call_id"],
+                "type": "function",
+                "function": { "name": item["name"], "arguments": item["arguments"] },
+            });
+            match messages.last_mut().filter(|last| last["role"] == "assistant") {
+                Some(last) => match last["tool_calls"].as_array_mut() {
+                    Some(calls) => calls.push(call),
+                    None => last["tool_calls"] = json!([call]),
+                },
+                None => messages.push(json!({ "role": "assistant", "content": "", "tool_calls": [call] })),
+            }
+        }
+        Some("function_call_output") => {
+            let output = item.get("output").cloned().ok_or_else(|| wrong("no output"))?;
+            messages.push(json!({ "role": "tool", "tool_call_id": item["call_id"], "content": output }));
+        }
+        Some("reasoning") => {}
+        None | Some("message") => {
+            let role = item["role"].as_str().ok_or_else(|| wrong("no role"))?;
+            messages.push(message(role, item["content"].clone()));
+        }
+        Some(_) => return Err(wrong("items of that type are not supported")),
+    }
+    Ok(())
+}
+
+async fn collect(mut events: Events, shape: Shape) -> ApiResult {
+    let mut reader = AnswerReader::new(&shape.prompt, true);
+    let mut answer = Answer::default();
+    let mut totals = Totals::default();
+    let mut ended = FinishReason::Eos;
+    while let Some((_, event)) = events.next().await {
+        match event {
+            Event::Token { text, .. } => answer.add(reader.push(&text)),
+            Event::Done { reason, text, usage } => {
+                answer.add(reader.push(&text));
+                answer.add(reader.finish());
+                totals.add(&usage, false);
+                ended = reason;
+            }
+            Event::Error(error) => return Err(error.into()),
+            Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
+        }
+    }
+    let mut output = Vec::new();
+    if !answer.reasoning.is_empty() {
+        output.push(reasoning_item(&ids::unique("rs_"), &answer.reasoning));
+    }
+    if !answer.text.is_empty() || answer.calls.is_empty() {
+        output.push(message_item(&ids::unique("msg_"), "completed", &[text_part(&answer.text)]));
+    }
+    output.extend(answer.calls.iter().map(|call| call_item(&ids::unique("fc_"), call, "completed")));
+    Ok(Json(finished(shape.frame, output, &ended, &totals)).into_response())
+}
+
+/// The whole response.
+pub(super) fn finished(
+    mut frame: Value,
+    output: Vec<Value>,
+    reason: &FinishReason,
+    totals: &Totals,
+) -> Value {
+    let complete = *reason != FinishReason::Length;
+    frame["status"] = if complete { "completed" } else { "incomplete" }.into();
+    if !complete {
+        frame["incomplete_details"] = json!({ "reason": "max_output_tokens" });
+    }
+    frame["output"] = output.into();
+    frame["usage"] = totals.responses();
+    frame
+}
+
+pub(super) fn text_part(text: &str) -> Value {
+    json!({ "type": "output_text", "text": text, "annotations": [], "logprobs": [] })
+}
+
+pub(super) fn message_item(id: &str, status: &str, content: &[Value]) -> Value {
+    json!({ "type": "message", "id": id, "status": status, "role": "assistant", "content": content })
+}
+
+pub(super) fn reasoning_item(id: &str, text: &str) -> Value {
+    json!({
+        "type": "reasoning", "id": id, "summary": [], "content": [{ "type": "reasoning_text", "text": text }],
+    })
+}
+
+pub(super) fn call_item(id: &str, call: &Call, status: &str) -> Value {
+    json!({
+        "type": "function_call", "id": id, "call_id": call.id, "name": call.name,
+        "arguments": call.arguments.to_string(), "status": status,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn messages(body: Value) -> ApiResult<Vec<Value>> {
+        let body: ResponsesRequest = serde_json::from_value(body).unwrap();
+        conversation(&body).map(|conversation| conversation.messages)
+    }
+
+    #[test]
+    fn items_become_messages() {
+        let found = messages(json!({ "instructions": "Be brief.", "input": [
+            { "role": "user", "content": [{ "type": "input_text", "text": "Weather?" }] },
+            { "type": "reasoning", "id": "r", "summary": [] },
+            { "type": "function_call", "call_id": "a", "name": "weather", "arguments": "{}" },
+            { "type": "function_call", "call_id": "b", "name": "wind", "arguments": "{}" },
+            { "type": "function_call_output", "call_id": "a", "output": "rain" },
+        ]}))
+        .unwrap();
+        let roles: Vec<&str> = found.iter().filter_map(|message| message["role"].as_str()).collect();
+        assert_eq!(roles, ["system", "user", "assistant", "tool"]);
+        assert_eq!(found[2]["tool_calls"].as_array().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        for input in
+            [json!(5), json!([]), json!([{"type": "item_reference", "id": "x"}]), json!([{"content": "x"}])]
+        {
+            assert!(messages(json!({ "input": input })).is_err(), "{input}");
+        }
+    }
+}
