@@ -1,0 +1,149 @@
+//! A host that calls anything with anything, in any order, from two threads.
+
+use std::ptr::{null, null_mut};
+
+use millpond_capi::Status;
+use millpond_capi::engine::*;
+use millpond_capi::generation::*;
+use millpond_capi::handles::{EngineHandle, GenerationHandle, ModelHandle};
+use millpond_capi::model::*;
+use millpond_capi::text::*;
+use millpond_capi::types::*;
+
+const MODEL: &std::ffi::CStr = match std::ffi::CStr::from_bytes_with_nul(
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../../server/assets/delta-48m-Q4_K_M.gguf\0").as_bytes(),
+) {
+    Ok(path) => path,
+    Err(_) => panic!("a path is closed by one zero"),
+};
+
+/// Marsaglia's xorshift, 64 bits.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % limit as u64).unwrap()
+    }
+}
+
+/// Handles of all kinds, live and freed, as numbers: any may be passed for any.
+struct Host {
+    random: Random,
+    handles: Vec<usize>,
+}
+
+impl Host {
+    fn any<T>(&mut self) -> *mut T {
+        match self.random.below(12) {
+            0 => null_mut(),
+            1 => std::ptr::without_provenance_mut(self.random.below(1 << 20)),
+            _ if self.handles.is_empty() => null_mut(),
+            _ => {
+                let index = self.random.below(self.handles.len());
+                std::ptr::without_provenance_mut(self.handles[index])
+            }
+        }
+    }
+
+    fn keep<T>(&mut self, status: i32, handle: *mut T) -> i32 {
+        assert_eq!(status == 0, !handle.is_null(), "a handle comes with success and only with it");
+        if status == 0 {
+            self.handles.push(handle.addr());
+        }
+        status
+    }
+
+    fn load(&mut self) -> i32 {
+        let mut model: *mut ModelHandle = null_mut();
+        // SAFETY: the path is closed by a zero, and `model` lives.
+        let status = unsafe { millpond_model_load(MODEL.as_ptr(), null(), &raw mut model, null_mut()) };
+        self.keep(status, model)
+    }
+
+    fn start(&mut self) -> i32 {
+        let mut engine: *mut EngineHandle = null_mut();
+        // SAFETY: zeros are a value of every field; everything lives during the calls.
+        let status = unsafe {
+            let mut options = std::mem::zeroed::<EngineOptions>();
+            assert_eq!(millpond_engine_options_init(&raw mut options), 0);
+            (options.threads, options.context) = (1, 64);
+            millpond_engine_start(self.any(), &raw const options, &raw mut engine, null_mut())
+        };
+        self.keep(status, engine)
+    }
+
+    fn submit(&mut self) -> i32 {
+        let prompt = [1_u32, 2, 3];
+        let mut generation: *mut GenerationHandle = null_mut();
+        // SAFETY: as above.
+        let status = unsafe {
+            let mut request = std::mem::zeroed::<Request>();
+            assert_eq!(millpond_request_init(&raw mut request), 0);
+            (request.prompt, request.prompt_count) = (prompt.as_ptr(), self.random.below(4));
+            request.max_tokens = self.random.below(6) as i64 - 1;
+            millpond_generation_start(self.any(), &raw const request, &raw mut generation, null_mut())
+        };
+        self.keep(status, generation)
+    }
+
+    fn call(&mut self) -> i32 {
+        let mut length = 0;
+        // SAFETY: handles may be anything; all else is null or lives during the call.
+        unsafe {
+            match self.random.below(16) {
+                0 | 1 => self.load(),
+                2 | 3 => self.start(),
+                4..=6 => self.submit(),
+                7 | 8 => millpond_generation_wait(self.any(), None, null_mut(), null_mut(), null_mut()),
+                9 => millpond_generation_cancel(self.any(), null_mut()),
+                10 => millpond_generation_free(self.any(), null_mut()),
+                11 => millpond_engine_free(self.any(), null_mut()),
+                12 => millpond_model_free(self.any(), null_mut()),
+                13 => millpond_model_name(self.any(), null_mut(), 0, &raw mut length, null_mut()),
+                14 => {
+                    let text = c"a\xc3".as_ptr();
+                    let bytes = self.random.below(3);
+                    millpond_tokenize(self.any(), text, bytes, 1, null_mut(), 0, &raw mut length, null_mut())
+                }
+                _ => millpond_model_describe(self.any(), null_mut(), null_mut()),
+            }
+        }
+    }
+}
+
+/// Calls a number of times and returns how often each status came.
+fn run(seed: u64) -> [usize; Status::ALL.len()] {
+    let mut host = Host { random: Random(seed), handles: Vec::new() };
+    let mut seen = [0; Status::ALL.len()];
+    for _ in 0..400 {
+        let status = host.call();
+        assert_ne!(status, Status::Internal as i32);
+        seen[usize::try_from(status).expect("a status")] += 1;
+    }
+    for handle in host.handles {
+        // SAFETY: no message is asked for.
+        unsafe {
+            millpond_generation_free(std::ptr::without_provenance_mut(handle), null_mut());
+            millpond_engine_free(std::ptr::without_provenance_mut(handle), null_mut());
+            millpond_model_free(std::ptr::without_provenance_mut(handle), null_mut());
+        }
+    }
+    seen
+}
+
+#[test]
+fn no_order_of_calls_hurts() {
+    let runs: Vec<_> = [0x9e37_79b9_7f4a_7c15, 0xd1b5_4a32_d192_ed03]
+        .into_iter()
+        .map(|seed| std::thread::spawn(move || run(seed)))
+        .collect();
+    for run in runs {
+        let seen = run.join().expect("no panic");
+        for status in [Status::Ok, Status::NullPointer, Status::InvalidArgument, Status::InvalidHandle] {
+            assert!(seen[status as usize] > 0, "{status:?} never came: {seen:?}");
+        }
+    }
+}
