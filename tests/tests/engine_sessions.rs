@@ -258,6 +258,7 @@ fn killed_while_saving_the_old_or_the_new_file_is_there() {
     let folder = tempfile::tempdir().expect("a folder");
     let reader = engine(&golden_model("qwen35-dense"), in_folder(folder.path()));
     let this = std::env::current_exe().expect("a path");
+    let mut kept = false;
     for round in 0..12u64 {
         let mut child = Command::new(&this)
             .args(["--exact", "killed_while_saving_the_old_or_the_new_file_is_there"])
@@ -272,15 +273,24 @@ fn killed_while_saving_the_old_or_the_new_file_is_there() {
             assert!(child.try_wait().expect("a status").is_none(), "it ended by itself");
             std::thread::sleep(Duration::from_micros(200));
         }
+        // The first rounds may end before anything was ever kept; the later ones let one save come to its end.
+        while round >= 4 && !kept {
+            assert!(child.try_wait().expect("a status").is_none(), "it ended by itself");
+            kept = reader.handle().load_session("kept", "kept").is_ok();
+        }
         std::thread::sleep(Duration::from_micros(round * 700));
         child.kill().expect("killed");
         child.wait().expect("an end");
         match reader.handle().load_session("kept", "kept") {
-            Ok(tokens) => assert!(tokens.len() == 121 && (tokens[0] == 1 || tokens[0] == 2)),
-            Err(error) => assert!(round == 0 && matches!(error, SessionError::Unknown(_)), "{error}"),
+            Ok(tokens) => {
+                assert!(tokens.len() == 121 && (tokens[0] == 1 || tokens[0] == 2));
+                kept = true;
+            }
+            Err(error) => assert!(!kept && matches!(error, SessionError::Unknown(_)), "{error}"),
         }
         if saving.exists() {
             std::fs::remove_file(&saving).expect("what the killed one left");
         }
     }
+    assert!(kept);
 }

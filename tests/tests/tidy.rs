@@ -55,6 +55,7 @@ fn crates_depend_in_one_direction() {
     let allowed = [
         ("millpond", "millpond-simd"),
         ("millpond", "millpond-models"),
+        ("millpond-capi", "millpond"),
         ("millpond-cuda", "millpond"),
         ("millpond-cuda", "millpond-models"),
         ("millpond-server", "millpond"),
@@ -70,14 +71,7 @@ fn crates_depend_in_one_direction() {
 
 #[test]
 fn unsafe_code_stays_in_its_rooms() {
-    let rooms = [
-        "simd/",
-        "cuda/",
-        "runtime/src/file/mmap.rs",
-        "runtime/src/par.rs",
-        "runtime/src/capi",
-        "runtime/examples/capi",
-    ];
+    let rooms = ["simd/", "cuda/", "runtime/src/file/mmap.rs", "runtime/src/par.rs", "runtime/capi/"];
     for (path, text) in files(&[".rs"]) {
         if rooms.iter().any(|room| path.starts_with(room)) || path == "tests/tests/tidy.rs" {
             continue;

@@ -4,28 +4,54 @@ use std::time::Duration;
 
 /// Most streams, and most drafted rows, up to which decode passes are told apart.
 const MAX: usize = 32;
-/// Weight of a new measurement.
+/// Weight of a new measurement of a prompt's rows.
 const WEIGHT: f64 = 0.25;
+/// Measurements remembered of passes of one shape.
+const REMEMBERED: usize = 24;
+/// Measurements before a plain pass counts as known.
+const ENOUGH: usize = 3;
 
-/// Running means of the time that passes take.
+/// The last measurements of one thing.
+#[derive(Clone, Copy, Debug, Default)]
+struct Recent {
+    seconds: [f64; REMEMBERED],
+    count: usize,
+    /// The mean of the lower three quarters: what was disturbed by others is above.
+    typical: f64,
+}
+
+impl Recent {
+    fn record(&mut self, seconds: f64) {
+        self.seconds[self.count % REMEMBERED] = seconds;
+        self.count += 1;
+        let mut seconds = self.seconds;
+        let seconds = &mut seconds[..self.count.min(REMEMBERED)];
+        seconds.sort_by(f64::total_cmp);
+        let lower = &seconds[..(seconds.len() * 3).div_ceil(4)];
+        self.typical = lower.iter().sum::<f64>() / lower.len() as f64;
+    }
+
+    fn typical(&self) -> Option<f64> {
+        (self.count > 0).then_some(self.typical)
+    }
+}
+
+/// What passes have cost lately.
 #[derive(Clone, Debug)]
 pub(super) struct CostModel {
-    /// Seconds of a pass without a prompt slice: by streams (from one), then by drafted rows (from none).
-    decode: Vec<[Option<f64>; MAX + 1]>,
+    /// Passes without a prompt slice: by streams (from one), then by drafted rows (from none).
+    decode: Vec<[Recent; MAX + 1]>,
     /// Seconds of a row of a prompt.
     prefill_row: Option<f64>,
-    /// Seconds of a pass of the prediction head; 0 until measured.
-    draft_pass: f64,
+    /// Passes of the prediction head.
+    draft_pass: Recent,
 }
 
 impl Default for CostModel {
     fn default() -> CostModel {
-        CostModel { decode: vec![[None; MAX + 1]; MAX], prefill_row: None, draft_pass: 0.0 }
+        let decode = vec![[Recent::default(); MAX + 1]; MAX];
+        CostModel { decode, prefill_row: None, draft_pass: Recent::default() }
     }
-}
-
-fn blend(old: Option<f64>, new: f64) -> Option<f64> {
-    Some(old.map_or(new, |old| old + WEIGHT * (new - old)))
 }
 
 impl CostModel {
@@ -34,8 +60,7 @@ impl CostModel {
         let seconds = took.as_secs_f64();
         if slice == 0 {
             if (1..=MAX).contains(&streams) && drafted <= MAX {
-                let entry = &mut self.decode[streams - 1][drafted];
-                *entry = blend(*entry, seconds);
+                self.decode[streams - 1][drafted].record(seconds);
             }
             return;
         }
@@ -44,25 +69,31 @@ impl CostModel {
         let row = (seconds - beside).max(seconds * 0.1) / slice as f64;
         // A prompt that has become slower must be believed at once; one that seems faster may be luck.
         self.prefill_row = match self.prefill_row {
-            Some(old) if row <= old => blend(Some(old), row),
+            Some(old) if row <= old => Some(old + WEIGHT * (row - old)),
             _ => Some(row),
         };
     }
 
     /// Records passes of the prediction head.
     pub(super) fn record_drafts(&mut self, passes: usize, took: Duration) {
-        let each = took.as_secs_f64() / passes.max(1) as f64;
-        self.draft_pass = blend(Some(self.draft_pass).filter(|&old| old > 0.0), each).unwrap_or(each);
+        self.draft_pass.record(took.as_secs_f64() / passes.max(1) as f64);
     }
 
     /// Seconds of a pass of the prediction head; 0 until measured.
     pub(super) fn draft_pass(&self) -> f64 {
-        self.draft_pass
+        self.draft_pass.typical().unwrap_or(0.0)
     }
 
-    /// Seconds of a pass over so many streams without drafts, if one was measured.
+    /// Seconds of a pass over so many streams without drafts, once enough were measured.
     pub(super) fn plain_pass(&self, streams: usize) -> Option<f64> {
-        self.decode.get(streams.checked_sub(1)?)?[0]
+        let plain = &self.decode.get(streams.checked_sub(1)?)?[0];
+        plain.typical().filter(|_| plain.count >= ENOUGH)
+    }
+
+    /// The most drafted rows beside so many streams that were measured.
+    pub(super) fn longest_known(&self, streams: usize) -> usize {
+        let row = streams.checked_sub(1).and_then(|at| self.decode.get(at));
+        row.and_then(|row| row.iter().rposition(|recent| recent.count > 0)).unwrap_or(0)
     }
 
     /// Seconds of a decode pass: measured, or interpolated between the nearest numbers of drafted rows that were; for a
@@ -74,10 +105,10 @@ impl CostModel {
         let at = streams.min(MAX) - 1;
         let near = (0..MAX).flat_map(|distance| [at.checked_sub(distance), Some(at + distance)]);
         let mut rows = near.flatten().filter_map(|i| self.decode.get(i));
-        let row = rows.find(|row| row.iter().any(Option::is_some))?;
+        let row = rows.find(|row| row.iter().any(|recent| recent.count > 0))?;
         let at = drafted.min(MAX);
-        let below = (0..=at).rev().find_map(|i| row[i].map(|seconds| (i, seconds)));
-        let above = (at..=MAX).find_map(|i| row[i].map(|seconds| (i, seconds)));
+        let below = (0..=at).rev().find_map(|i| row[i].typical().map(|seconds| (i, seconds)));
+        let above = (at..=MAX).find_map(|i| row[i].typical().map(|seconds| (i, seconds)));
         match (below, above) {
             (Some((i, a)), Some((j, b))) if i != j => Some(a + (b - a) * (at - i) as f64 / (j - i) as f64),
             (Some((_, seconds)), _) | (None, Some((_, seconds))) => Some(seconds),
@@ -107,7 +138,11 @@ mod tests {
         assert!(close(costs.decode_pass(1, 9), 0.018));
         assert!(close(costs.decode_pass(3, 2), 0.014), "the nearest batch that ran");
         assert_eq!(costs.plain_pass(3), None);
-        assert!(close(costs.plain_pass(1), 0.010));
+        assert_eq!(costs.plain_pass(1), None, "one measurement is not enough");
+        for millis in [90, 10, 10] {
+            costs.record(1, 0, 0, Duration::from_millis(millis));
+        }
+        assert!(close(costs.plain_pass(1), 0.010), "a disturbed one has no weight");
     }
 
     #[test]

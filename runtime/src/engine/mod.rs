@@ -205,11 +205,17 @@ impl Engine {
     }
 }
 
+/// Most tokens that the prediction head can propose, unless options say otherwise.
+const DRAFT_VOCABULARY: usize = 32_768;
+
 /// The weights with a prediction head that reads only the first tokens of the vocabulary: those are the frequent ones,
 /// and the others would cost more to read than they are worth as guesses.
 fn with_draft_head(weights: &Arc<ModelWeights>, rows: usize) -> Arc<ModelWeights> {
-    let trimmed = weights.mtp.as_ref().filter(|mtp| mtp.output.rows() > rows);
-    let Some(output) = trimmed.and_then(|mtp| mtp.output.slice_rows(0..rows)) else { return weights.clone() };
+    let rows = |all: usize| if rows == 0 { (all / 4).min(DRAFT_VOCABULARY) } else { rows.min(all) };
+    let trimmed = weights.mtp.as_ref().map(|mtp| &mtp.output);
+    let Some(output) = trimmed.and_then(|output| output.slice_rows(0..rows(output.rows()))) else {
+        return weights.clone();
+    };
     let mut weights = ModelWeights::clone(weights);
     if let Some(mtp) = &mut weights.mtp {
         mtp.output = output;

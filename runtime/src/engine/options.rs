@@ -107,7 +107,8 @@ pub struct EngineOptions {
     pub spec_adaptive: bool,
     /// Proposes drafts in place of the repetition of earlier text.
     pub draft_source: Option<Arc<dyn DraftSource>>,
-    /// Tokens of the vocabulary, from its start, that the prediction head can propose.
+    /// Tokens of the vocabulary, from its start, that the prediction head can propose; 0 for as many as are worth
+    /// their reading.
     pub draft_vocabulary: usize,
     /// Folder of saved sessions; without one, sessions can be neither saved nor loaded.
     pub session_dir: Option<PathBuf>,
@@ -132,7 +133,7 @@ impl Default for EngineOptions {
             spec_draft_max: 4,
             spec_adaptive: true,
             draft_source: None,
-            draft_vocabulary: 32_768,
+            draft_vocabulary: 0,
             session_dir: None,
         }
     }

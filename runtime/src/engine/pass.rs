@@ -62,31 +62,30 @@ impl Worker {
                 _ => self.pass_one_by_one(),
             };
         }
-        let took = started.elapsed();
         let streams = self.lanes.iter().filter(|lane| lane.kind == PassKind::Window).count();
         let rows_of = |kind: PassKind| {
             self.lanes.iter().filter(|lane| lane.kind == kind).map(|lane| lane.rows).sum::<usize>()
         };
         let (decode, slice) = (rows_of(PassKind::Window), rows_of(PassKind::Prefill));
-        self.costs.record(streams, decode - streams, slice, took);
         self.slices += u64::from(slice > 0);
-        {
-            let mut stats = self.shared.stats();
-            stats.steps += 1;
-            let seconds = if slice > 0 { &mut stats.prefill_seconds } else { &mut stats.decode_seconds };
-            *seconds += took.as_secs_f64();
-        }
         let outputs = std::mem::take(self.runner.outputs_mut());
         let read = self.lanes.iter().find(|lane| lane.kind == PassKind::Prefill).map(|lane| lane.stream);
         let before = self.generated;
         let outcomes = self.digest(&outputs);
         *self.runner.outputs_mut() = outputs;
+        self.read_trails();
+        let took = started.elapsed();
+        self.costs.record(streams, decode - streams, slice, took);
+        let seconds = took.as_secs_f64() + self.drafting;
         if slice == 0 {
             let (tokens, plain) = (self.generated - before, self.costs.plain_pass(streams));
-            let took = took.as_secs_f64() + self.drafting;
-            self.speculation.record(streams, tokens, decode - streams, took, plain);
+            self.speculation.record(streams, tokens, decode - streams, seconds, plain);
         }
-        self.read_trails();
+        {
+            let mut stats = self.shared.stats();
+            stats.steps += 1;
+            *if slice > 0 { &mut stats.prefill_seconds } else { &mut stats.decode_seconds } += seconds;
+        }
         if let Some(read) = read {
             self.keep(read);
         }

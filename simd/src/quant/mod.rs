@@ -8,10 +8,12 @@ mod codebook;
 mod format;
 mod k_quants;
 mod legacy;
+mod quantize;
 
 pub use block::Block;
 pub use codebook::{FP4_LEVELS, IQ4_LEVELS};
 pub use format::QFormat;
+pub use quantize::{QuantizeError, can_quantize, quantize_row};
 
 use half::{bf16, f16};
 

@@ -1,0 +1,153 @@
+//! Reading and writing what hosts point to.
+
+use std::ffi::{CStr, c_char};
+use std::path::PathBuf;
+
+use crate::failure::{Failure, Status};
+
+fn null(name: &str) -> Failure {
+    Failure::new(Status::NullPointer, format!("{name} is null"))
+}
+
+fn check<T>(name: &str, pointer: *const T) -> Result<(), Failure> {
+    if pointer.is_null() {
+        return Err(null(name));
+    }
+    if !pointer.is_aligned() {
+        return Err(Failure::new(Status::InvalidArgument, format!("{name} is not aligned")));
+    }
+    Ok(())
+}
+
+/// Writes `value`.
+///
+/// # Safety
+/// `pointer` is null or points to memory for a `T`.
+pub(crate) unsafe fn write<T>(name: &str, pointer: *mut T, value: T) -> Result<(), Failure> {
+    check(name, pointer)?;
+    // SAFETY: not null, aligned, and the caller vouches for the memory.
+    unsafe { pointer.write(value) };
+    Ok(())
+}
+
+/// Writes `value` unless `pointer` is null.
+///
+/// # Safety
+/// As [`write()`].
+pub(crate) unsafe fn write_optional<T>(name: &str, pointer: *mut T, value: T) -> Result<(), Failure> {
+    if pointer.is_null() {
+        return Ok(());
+    }
+    // SAFETY: the caller vouches for the memory.
+    unsafe { write(name, pointer, value) }
+}
+
+/// A slice; null stands for an empty one.
+///
+/// # Safety
+/// `pointer` is null or points to `count` values that do not change while the result is used.
+pub(crate) unsafe fn slice<'a, T>(name: &str, pointer: *const T, count: usize) -> Result<&'a [T], Failure> {
+    if count == 0 {
+        return Ok(&[]);
+    }
+    check(name, pointer)?;
+    if count.checked_mul(size_of::<T>()).is_none_or(|bytes| bytes > isize::MAX.unsigned_abs()) {
+        return Err(Failure::new(
+            Status::InvalidArgument,
+            format!("{name} has an impossible size of {count}"),
+        ));
+    }
+    // SAFETY: not null, aligned, of a size that is possible, and the caller vouches for what is there.
+    Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
+}
+
+/// Text of a known length.
+///
+/// # Safety
+/// As [`slice`].
+pub(crate) unsafe fn text<'a>(name: &str, pointer: *const c_char, bytes: usize) -> Result<&'a str, Failure> {
+    // SAFETY: the caller vouches for the memory.
+    let bytes = unsafe { slice(name, pointer.cast::<u8>(), bytes) }?;
+    utf8(name, bytes)
+}
+
+fn utf8<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str, Failure> {
+    std::str::from_utf8(bytes)
+        .map_err(|error| Failure::new(Status::InvalidArgument, format!("{name} is no UTF-8 text: {error}")))
+}
+
+/// Text closed by a zero.
+///
+/// # Safety
+/// `pointer` is null or points to bytes, one of them zero, that do not change while the result is used.
+pub(crate) unsafe fn string<'a>(name: &str, pointer: *const c_char) -> Result<&'a str, Failure> {
+    check(name, pointer)?;
+    // SAFETY: not null, and the caller vouches for the closing zero.
+    utf8(name, unsafe { CStr::from_ptr(pointer) }.to_bytes())
+}
+
+/// Text closed by a zero; `None` for null.
+///
+/// # Safety
+/// As [`string`].
+pub(crate) unsafe fn optional_string<'a>(
+    name: &str,
+    pointer: *const c_char,
+) -> Result<Option<&'a str>, Failure> {
+    if pointer.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: the caller vouches for the memory.
+    unsafe { string(name, pointer) }.map(Some)
+}
+
+/// A path closed by a zero: UTF-8.
+///
+/// # Safety
+/// As [`string`].
+pub(crate) unsafe fn path(name: &str, pointer: *const c_char) -> Result<PathBuf, Failure> {
+    // SAFETY: the caller vouches for the memory.
+    unsafe { string(name, pointer) }.map(PathBuf::from)
+}
+
+/// A structure whose first field tells its size, as its `init` function wrote it.
+///
+/// # Safety
+/// `pointer` is null or points to a `T` whose first field is a `usize`.
+pub(crate) unsafe fn sized<T: Copy>(name: &str, pointer: *const T) -> Result<T, Failure> {
+    check(name, pointer)?;
+    // SAFETY: not null, aligned, and the first field is a size.
+    let size = unsafe { pointer.cast::<usize>().read() };
+    if size != size_of::<T>() {
+        let message = format!("{name} says it has {size} bytes, not {}: was it initialised?", size_of::<T>());
+        return Err(Failure::new(Status::InvalidArgument, message));
+    }
+    // SAFETY: not null, aligned, and it has the size it must have.
+    Ok(unsafe { pointer.read() })
+}
+
+/// Copies a result to where the host wants it, and its length in any case, so that a host can ask for the length first
+/// with a capacity of 0.
+///
+/// # Safety
+/// `buffer` is null or has room for `capacity` values; `length` is null or points to a `usize`.
+pub(crate) unsafe fn fill<T: Copy>(
+    values: &[T],
+    buffer: *mut T,
+    capacity: usize,
+    length: *mut usize,
+) -> Result<(), Failure> {
+    // SAFETY: the caller vouches for the memory.
+    unsafe { write("length", length, values.len()) }?;
+    if values.len() > capacity {
+        let message = format!("the result needs room for {}, there is room for {capacity}", values.len());
+        return Err(Failure::new(Status::BufferTooSmall, message));
+    }
+    if values.is_empty() {
+        return Ok(());
+    }
+    check("buffer", buffer)?;
+    // SAFETY: not null, aligned, and with room for `capacity` values, which is enough; what is new cannot overlap.
+    unsafe { buffer.copy_from_nonoverlapping(values.as_ptr(), values.len()) };
+    Ok(())
+}
