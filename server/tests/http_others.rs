@@ -224,3 +224,14 @@ fn while_the_model_loads_the_server_says_so() {
     let error = server.post("/completion", &json!({"prompt": "x"})).refused(503);
     assert_eq!(error["message"], "Loading model");
 }
+
+#[test]
+fn the_chat_page_is_served_unless_switched_off() {
+    let server = Server::start();
+    let page = server.get("/");
+    assert_eq!(page.status, 200);
+    assert!(page.header("content-security-policy").unwrap().contains("default-src 'none'"));
+    assert!(page.text.starts_with("<!doctype html>"));
+    let config = millpond_server::http::config::ServerConfig { page: false, ..config() };
+    Server::with(config, EngineOptions::default()).get("/").refused(404);
+}

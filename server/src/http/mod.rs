@@ -17,6 +17,7 @@ mod llama_cpp;
 mod logprobs;
 mod ollama;
 mod openai;
+mod page;
 mod params;
 mod prompt;
 mod slots;
@@ -92,6 +93,7 @@ fn ollama_routes() -> Router<AppState> {
 
 fn admin_routes() -> Router<AppState> {
     Router::new()
+        .route("/", get(page::show))
         .route("/health", get(admin::health))
         .route("/v1/health", get(admin::health))
         .route("/ready", get(admin::ready))
