@@ -191,3 +191,38 @@ fn many_answers_share_one_prompt() {
     let cached: Vec<usize> = answers.iter().map(|answer| answer.usage.cached_tokens).collect();
     assert_eq!(cached, [0, 200, 200, 200, 200]);
 }
+
+/// A receiver that does not read does not run up memory, holds nobody else up, and is given up in the end.
+#[test]
+fn receivers_that_do_not_read_are_given_up() {
+    let stall_timeout = Duration::from_millis(300);
+    let engine = engine(&golden_model("qwen35-dense"), EngineOptions { stall_timeout, ..options() });
+    let handle = engine.handle();
+    let most = handle.context() - 1;
+    let ignored = handle.submit(greedy(&[1], most)).expect("room");
+    assert_eq!(answer(&engine, greedy(&[2; 40], 30)).tokens.len(), 30);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !handle.stats().slots.is_empty() {
+        assert!(Instant::now() < deadline, "it is kept");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let answer = collect(ignored);
+    assert_eq!(answer.reason, FinishReason::Cancelled);
+    assert!(answer.tokens.len() < most, "{} tokens", answer.tokens.len());
+}
+
+/// Short prompts that arrive together are read in few passes.
+#[test]
+fn short_prompts_share_a_pass() {
+    let engine = engine(&golden_model("qwen35-dense"), EngineOptions { cache_budget: Some(0), ..options() });
+    // So that the engine is busy while they arrive.
+    let first = engine.handle().submit(greedy(&[1; 3000], 1)).expect("room");
+    let running: Vec<Generation> =
+        (0..12).map(|i| engine.handle().submit(greedy(&[i + 2, 3, 4, 5, 6], 2)).expect("room")).collect();
+    let tokens: Vec<Vec<u32>> = running.into_iter().map(|generation| collect(generation).tokens).collect();
+    drop(first);
+    for (i, expected) in tokens.iter().enumerate() {
+        let alone = answer(&engine, greedy(&[i as u32 + 2, 3, 4, 5, 6], 2));
+        assert_eq!(&alone.tokens, expected);
+    }
+}

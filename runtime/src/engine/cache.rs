@@ -212,7 +212,8 @@ fn is_exact(snapshot: &Snapshot, position: usize, length: usize) -> bool {
 /// Positions at which a prompt of `length` tokens is worth a snapshot: multiples of the chunk, after `start`.
 ///
 /// They lie before the ends of messages, before the point where the prompt parts from an earlier one (`shared`), shortly
-/// before the end (for prompts whose last words change), and in between at distances that grow with the length.
+/// before the end (for prompts whose last words change), and in between at distances that grow with the length. In the
+/// last, partial chunk, where cuts change no bits, they lie at those places themselves.
 pub(super) fn cuts(start: usize, length: usize, shared: usize, boundaries: &[usize]) -> Vec<usize> {
     const LEAST_DISTANCE: usize = 512;
     let down = |position: usize| position / PREFILL_CHUNK * PREFILL_CHUNK;
@@ -221,6 +222,7 @@ pub(super) fn cuts(start: usize, length: usize, shared: usize, boundaries: &[usi
     let mut cuts: Vec<usize> = boundaries.iter().map(|&boundary| down(boundary.min(length))).collect();
     cuts.extend([down(shared), last, last.saturating_sub(PREFILL_CHUNK)]);
     cuts.extend((1..).map(|i| i * distance).take_while(|&cut| cut < last));
+    cuts.extend(boundaries.iter().chain([&shared]).filter(|&&place| place > last));
     cuts.retain(|&cut| cut > start && cut < length);
     cuts.sort_unstable();
     cuts.dedup();
@@ -237,6 +239,7 @@ mod tests {
         assert_eq!(cuts(64, 100, 0, &[]), [0usize; 0]);
         assert_eq!(cuts(0, 64, 0, &[64]), [0usize; 0], "the end has a snapshot of its own");
         assert_eq!(cuts(0, 700, 300, &[130, 400]), [128, 256, 384, 512, 576, 640]);
+        assert_eq!(cuts(0, 600, 590, &[30, 580]), [512, 576, 580, 590]);
         assert_eq!(cuts(0, 32_768, 0, &[]).len(), 9, "distances grow with the length");
     }
 }

@@ -99,6 +99,8 @@ pub struct EngineOptions {
     pub max_running: usize,
     /// Longest time between two tokens of a stream that a long prompt beside it may cause.
     pub max_gap: Duration,
+    /// How long a stream whose receiver has stopped reading is kept; then it is cancelled.
+    pub stall_timeout: Duration,
     /// Where drafts come from, unless a request says otherwise.
     pub spec: SpecMode,
     /// Longest draft. `buffer.max_window` grows to hold it.
@@ -129,6 +131,7 @@ impl Default for EngineOptions {
             max_queue: 256,
             max_running: 16,
             max_gap: Duration::from_millis(250),
+            stall_timeout: Duration::from_secs(60),
             spec: SpecMode::Auto,
             spec_draft_max: 4,
             spec_adaptive: true,

@@ -25,7 +25,7 @@ impl Worker {
     pub(super) fn compose(&mut self, plan: &Plan) {
         self.lanes.clear();
         for (index, stream) in self.running.iter_mut().enumerate() {
-            let prefill = plan.slice.filter(|slice| slice.id == stream.id);
+            let prefill = plan.slices.iter().find(|slice| slice.id == stream.id);
             let (rows, kind, logits) = if let Some(slice) = prefill {
                 let ends = stream.position() + slice.rows == stream.prompt_len();
                 let logits = match () {
@@ -69,7 +69,8 @@ impl Worker {
         let (decode, slice) = (rows_of(PassKind::Window), rows_of(PassKind::Prefill));
         self.slices += u64::from(slice > 0);
         let outputs = std::mem::take(self.runner.outputs_mut());
-        let read = self.lanes.iter().find(|lane| lane.kind == PassKind::Prefill).map(|lane| lane.stream);
+        let prompts = self.lanes.iter().filter(|lane| lane.kind == PassKind::Prefill);
+        let read: Vec<usize> = prompts.map(|lane| lane.stream).collect();
         let before = self.generated;
         let outcomes = self.digest(&outputs);
         *self.runner.outputs_mut() = outputs;
@@ -86,8 +87,8 @@ impl Worker {
             stats.steps += 1;
             *if slice > 0 { &mut stats.prefill_seconds } else { &mut stats.decode_seconds } += seconds;
         }
-        if let Some(read) = read {
-            self.keep(read);
+        for stream in read {
+            self.keep(stream);
         }
         outcomes
     }

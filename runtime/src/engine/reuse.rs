@@ -13,11 +13,27 @@ impl Worker {
     /// will leave snapshots.
     pub(super) fn reuse(&mut self, index: usize) {
         self.cache.tick();
+        self.relate(index);
         self.search(index);
         let stream = &self.running[index];
         let mut stats = self.shared.stats();
         stats.prompt_tokens += stream.prompt_len() as u64;
         stats.cached_tokens += stream.usage.cached_tokens as u64;
+    }
+
+    /// Finds the streams whose prompts begin like that of one that has just entered.
+    fn relate(&mut self, index: usize) {
+        let stream = &self.running[index];
+        let reading = |other: &&Stream| other.id != stream.id && other.position() < other.prompt_len();
+        let relatives = self.running.iter().filter(reading).map(|other| (other.id, stream.common(other)));
+        let close = |&(id, common): &(u64, usize)| common >= LEAST_COMMON || self.is_same(index, id, common);
+        self.running[index].relatives = relatives.filter(close).collect();
+    }
+
+    /// Whether two prompts are one.
+    fn is_same(&self, index: usize, id: u64, common: usize) -> bool {
+        let lengths = self.running.iter().filter(|other| other.id == id).map(Stream::prompt_len);
+        common == self.running[index].prompt_len() && lengths.into_iter().all(|length| length == common)
     }
 
     /// Looks again for a stream that is about to begin its prompt: another one may have left a snapshot meanwhile. True
@@ -48,12 +64,11 @@ impl Worker {
         }
         let others = self.running.iter().enumerate().filter(|&(i, _)| i != index).map(|(_, other)| other);
         let stream = &self.running[index];
-        let prompt = &stream.tokens[..stream.prompt_len()];
-        let common = |other: &Stream| {
-            let pairs = prompt.iter().zip(&other.tokens[..other.prompt_len()]);
-            pairs.take_while(|(a, b)| a == b).count()
-        };
-        let beside = others.chain(&self.waiting).map(common).filter(|&common| common >= LEAST_COMMON).max();
+        let beside = others
+            .chain(&self.waiting)
+            .map(|other| stream.common(other))
+            .filter(|&common| common >= LEAST_COMMON)
+            .max();
         let (start, length) = (stream.position(), stream.prompt_len());
         let shared = found.shared.max(beside.unwrap_or(0));
         let cuts = cuts(start, length, shared, &stream.request.message_boundaries);

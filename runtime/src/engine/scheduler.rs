@@ -1,11 +1,12 @@
 //! What the next step of an engine runs: a pure function of who waits, who runs and what passes have cost.
 //!
 //! A step is one pass over the weights. It holds one decode row (or a verify window) of every stream that may run,
-//! and at most one slice of one prompt, sized so that the step takes no longer than the promised gap between two
-//! tokens of a stream. Nobody starves:
+//! and slices of prompts, together no longer than the promised gap between two tokens of a stream allows. Nobody
+//! starves:
 //! - waiting requests enter in order of arrival, interactive ones first; one that does not fit yet may be overtaken
 //!   [`MAX_OVERTAKES`] times, and every [`BACKGROUND_SHARE`]th request to enter is the oldest of all;
-//! - prompts take turns: the shortest remainder goes first, but every [`OLDEST_SHARE`]th slice belongs to the oldest;
+//! - prompts take turns: the shortest remainder goes first, but in every [`OLDEST_SHARE`]th step the oldest; what the
+//!   first leaves of the rows, the next ones get;
 //! - background streams join every [`BACKGROUND_SHARE`]th step while interactive ones decode, and every step else.
 
 use std::time::Duration;
@@ -16,13 +17,13 @@ use crate::state::cursor::PREFILL_CHUNK;
 
 /// One in this many turns goes to background work while there is interactive work.
 pub const BACKGROUND_SHARE: u64 = 4;
-/// One in this many slices goes to the oldest prompt.
+/// In one of so many steps the oldest prompt goes first.
 pub const OLDEST_SHARE: u64 = 4;
 /// How often a waiting request may be overtaken by a smaller one.
 pub const MAX_OVERTAKES: u32 = 16;
-/// Rows of a slice when nobody waits for tokens and nothing is known of its cost.
-const DEFAULT_SLICE: usize = 256;
-/// Most rows of a slice, however fast: scratch memory grows with it.
+/// Rows of prompts in a step while nothing is known of their cost.
+const DEFAULT_SLICE: usize = PREFILL_CHUNK;
+/// Most rows of prompts in a step, however fast: scratch memory grows with them.
 const MAX_SLICE: usize = 1024;
 
 /// A request that waits to enter. Listed in order of arrival.
@@ -60,6 +61,8 @@ pub enum Phase {
         left: usize,
         /// Tokens until the slice has to end, for a snapshot; at most `left`.
         stop: usize,
+        /// Equal for prompts that go on alike: only one of them is read at a time, and the others find its state.
+        kin: u64,
     },
     /// Generates.
     Decode,
@@ -81,7 +84,7 @@ pub struct Costs {
 pub struct View<'a> {
     /// Steps so far.
     pub step: u64,
-    /// Slices so far.
+    /// Steps with slices so far.
     pub slices: u64,
     /// Requests that have entered so far.
     pub entered: u64,
@@ -113,8 +116,8 @@ pub struct Slice {
 pub struct Plan {
     /// Requests that enter, in this order. They take part from the next step on.
     pub enter: Vec<u64>,
-    /// The slice of a prompt, if any.
-    pub slice: Option<Slice>,
+    /// Slices of prompts.
+    pub slices: Vec<Slice>,
     /// Streams that decode.
     pub decode: Vec<u64>,
 }
@@ -122,11 +125,7 @@ pub struct Plan {
 /// Plans the next step.
 pub fn plan(view: &View<'_>) -> Plan {
     let decode = decoding(view);
-    let slice = next_prompt(view).map(|(id, position, left, stop)| {
-        let rows = prefill_slice(position, left, slice_rows(view, !decode.is_empty()));
-        Slice { id, rows: rows.min(stop.max(1)) }
-    });
-    Plan { enter: entering(view), slice, decode }
+    Plan { enter: entering(view), slices: slices(view, !decode.is_empty()), decode }
 }
 
 /// Requests that enter: interactive before background, arrival order within each, and a share for the oldest.
@@ -165,18 +164,43 @@ fn decoding(view: &View<'_>) -> Vec<u64> {
     view.running.iter().filter(decodes).filter(takes_part).map(|running| running.id).collect()
 }
 
-/// The prompt whose turn it is: id, position, tokens left, tokens until it has to stop.
-fn next_prompt(view: &View<'_>) -> Option<(u64, usize, usize, usize)> {
-    let prompts = view.running.iter().filter_map(|running| match running.phase {
-        Phase::Prefill { position, left, stop } => Some((running.class, (running.id, position, left, stop))),
-        _ => None,
-    });
-    if view.slices % OLDEST_SHARE == OLDEST_SHARE - 1 {
-        return prompts.map(|(_, prompt)| prompt).next();
+/// A prompt that could be read.
+#[derive(Clone, Copy)]
+struct Prompt {
+    id: u64,
+    class: Class,
+    position: usize,
+    left: usize,
+    stop: usize,
+    kin: u64,
+}
+
+/// Slices of prompts, in the order of their turns, as far as the rows go.
+fn slices(view: &View<'_>, decodes: bool) -> Vec<Slice> {
+    let mut prompts: Vec<Prompt> = view.running.iter().filter_map(prompt).collect();
+    let oldest_first = view.slices % OLDEST_SHARE == OLDEST_SHARE - 1;
+    let turn = |prompt: &Prompt| (prompt.class != Class::Interactive, prompt.left);
+    let first = usize::from(oldest_first).min(prompts.len());
+    prompts[first..].sort_by_key(turn);
+    let mut rows = slice_rows(view, decodes);
+    let (mut slices, mut kin) = (Vec::new(), Vec::new());
+    for prompt in prompts {
+        let end = prompt.left.min(prompt.stop.max(1));
+        // What is left of the rows goes to prompts that end within it, or in whole chunks.
+        if kin.contains(&prompt.kin) || (rows < PREFILL_CHUNK && rows < end) {
+            continue;
+        }
+        let take = prefill_slice(prompt.position, prompt.left, rows).min(end);
+        slices.push(Slice { id: prompt.id, rows: take });
+        kin.push(prompt.kin);
+        rows = rows.saturating_sub(take);
     }
-    prompts
-        .min_by_key(|&(class, (_, _, left, _))| (class != Class::Interactive, left))
-        .map(|(_, prompt)| prompt)
+    slices
+}
+
+fn prompt(running: &Running) -> Option<Prompt> {
+    let Phase::Prefill { position, left, stop, kin } = running.phase else { return None };
+    Some(Prompt { id: running.id, class: running.class, position, left, stop, kin })
 }
 
 /// Rows that fit the promised gap beside the decode rows, if anybody waits for those.
@@ -204,17 +228,19 @@ mod tests {
         prompt: usize,
         answer: usize,
         reserve: usize,
+        kin: u64,
     }
 
     fn jobs() -> impl Strategy<Value = Vec<Job>> {
         let class = prop_oneof![Just(Class::Interactive), Just(Class::Background)];
-        let job = (0u64..200, class, 1usize..3000, 0usize..40, 1usize..=100);
-        let job = job.prop_map(|(arrives, class, prompt, answer, reserve)| Job {
+        let job = (0u64..200, class, 1usize..3000, 0usize..40, 1usize..=100, 0u64..20);
+        let job = job.prop_map(|(arrives, class, prompt, answer, reserve, kin)| Job {
             arrives,
             class,
             prompt,
             answer,
             reserve,
+            kin,
         });
         prop::collection::vec(job, 1..40)
     }
@@ -286,8 +312,8 @@ mod tests {
             });
             self.check(&plan);
             self.decode(&plan.decode);
-            if let Some(slice) = plan.slice {
-                self.slices += 1;
+            self.slices += u64::from(!plan.slices.is_empty());
+            for slice in plan.slices {
                 self.read(slice);
             }
             for id in plan.enter {
@@ -297,8 +323,8 @@ mod tests {
                     assert!(waiting.overtaken <= MAX_OVERTAKES);
                 }
                 let Waiting { id, class, .. } = self.waiting.remove(at);
-                let left = self.jobs[id as usize].prompt;
-                let phase = Phase::Prefill { position: 0, left, stop: left };
+                let Job { prompt: left, kin, .. } = self.jobs[id as usize];
+                let phase = Phase::Prefill { position: 0, left, stop: left, kin };
                 self.running.push(Running { id, class, phase });
                 self.entered += 1;
             }
@@ -318,13 +344,16 @@ mod tests {
                     assert!(decodes, "an interactive stream never sits a step out");
                 }
             }
-            if let Some(slice) = plan.slice {
-                let chunks = slice.rows.div_ceil(PREFILL_CHUNK);
-                let took = self.costs.decode + self.costs.prefill_row * slice.rows as u32;
-                assert!(chunks == 1 || took <= GAP, "a slice of {} rows takes {took:?}", slice.rows);
-            }
+            let rows: usize = plan.slices.iter().map(|slice| slice.rows).sum();
+            let took = self.costs.decode + self.costs.prefill_row * rows as u32;
+            assert!(rows <= PREFILL_CHUNK || took <= GAP, "{rows} rows take {took:?}");
             let reads = self.running.iter().any(|running| matches!(running.phase, Phase::Prefill { .. }));
-            assert_eq!(plan.slice.is_some(), reads, "a prompt is read whenever there is one");
+            assert_eq!(!plan.slices.is_empty(), reads, "a prompt is read whenever there is one");
+            let kin = |slice: &Slice| self.jobs[slice.id as usize].kin;
+            let mut kins: Vec<u64> = plan.slices.iter().map(kin).collect();
+            kins.sort_unstable();
+            kins.dedup();
+            assert_eq!(kins.len(), plan.slices.len(), "kin are read one after the other");
         }
 
         fn decode(&mut self, ids: &[u64]) {
@@ -344,14 +373,14 @@ mod tests {
 
         fn read(&mut self, slice: Slice) {
             let running = self.running.iter_mut().find(|running| running.id == slice.id).expect("it runs");
-            let Phase::Prefill { position, left, .. } = running.phase else { panic!("it reads") };
+            let Phase::Prefill { position, left, kin, .. } = running.phase else { panic!("it reads") };
             let end = position + slice.rows;
             assert!(slice.rows > 0 && slice.rows <= left);
             assert!(slice.rows == left || end.is_multiple_of(PREFILL_CHUNK), "cuts lie at multiples");
             let left = left - slice.rows;
             running.phase = match left {
                 0 => Phase::Decode,
-                left => Phase::Prefill { position: end, left, stop: left },
+                left => Phase::Prefill { position: end, left, stop: left, kin },
             };
         }
     }
@@ -375,13 +404,14 @@ mod tests {
         /// A large background request ends although small interactive ones never stop coming.
         #[test]
         fn nobody_starves(prompt in 1usize..4000, answer in 0usize..30, reserve in 1usize..=100) {
-            let patient = Job { arrives: 3, class: Class::Background, prompt, answer, reserve };
+            let patient = Job { arrives: 3, class: Class::Background, prompt, answer, reserve, kin: 0 };
             let small = |step| Job {
                 arrives: step,
                 class: Class::Interactive,
                 prompt: 70,
                 answer: 6,
                 reserve: 20,
+                kin: step,
             };
             let bound = 2000;
             let jobs: Vec<Job> = std::iter::once(patient).chain((0..bound).map(small)).collect();
@@ -397,8 +427,8 @@ mod tests {
     fn a_short_prompt_goes_before_the_rest_of_a_long_one() {
         let mut simulation = Simulation::new(
             vec![
-                Job { arrives: 0, class: Class::Interactive, prompt: 32_768, answer: 1, reserve: 1 },
-                Job { arrives: 5, class: Class::Interactive, prompt: 100, answer: 1, reserve: 1 },
+                Job { arrives: 0, class: Class::Interactive, prompt: 32_768, answer: 1, reserve: 1, kin: 0 },
+                Job { arrives: 5, class: Class::Interactive, prompt: 100, answer: 1, reserve: 1, kin: 1 },
             ],
             4,
             Duration::from_millis(1),

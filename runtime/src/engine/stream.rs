@@ -1,6 +1,6 @@
 //! One request on its way through the engine.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::drafts::Drafter;
 use super::emit::TextEmitter;
@@ -43,6 +43,8 @@ pub(crate) struct Stream {
     pub(super) prefilled: bool,
     /// Positions in its prompt that are worth a snapshot, ascending.
     pub(super) cuts: Vec<usize>,
+    /// Streams that entered before with a prompt that begins alike, and how many tokens that is.
+    pub(super) relatives: Vec<(u64, usize)>,
     /// State of the cache when it was last searched for this prompt.
     pub(super) searched: Option<u64>,
     /// Bytes reserved for it.
@@ -64,6 +66,8 @@ pub(crate) struct Stream {
     arrived: Instant,
     entered: Option<Instant>,
     first_token: Option<Instant>,
+    /// Since when its receiver has not kept up.
+    congested: Option<Instant>,
 }
 
 impl Stream {
@@ -87,6 +91,7 @@ impl Stream {
             sequence: None,
             prefilled: true,
             cuts: Vec::new(),
+            relatives: Vec::new(),
             searched: None,
             reserved: 0,
             room: 0,
@@ -101,6 +106,7 @@ impl Stream {
             arrived: Instant::now(),
             entered: None,
             first_token: None,
+            congested: None,
             request,
             sink,
         }
@@ -130,9 +136,37 @@ impl Stream {
             let chunk = if self.request.echo { PREFILL_CHUNK - position % PREFILL_CHUNK } else { left };
             let cut = self.cuts.iter().find(|&&cut| cut > position).map_or(left, |cut| cut - position);
             let stop = chunk.min(cut);
-            return Phase::Prefill { position, left, stop: stop.min(left) };
+            return Phase::Prefill { position, left, stop: stop.min(left), kin: self.id };
         }
         Phase::Decode
+    }
+
+    /// Whether its receiver has left it unread for longer than `timeout`.
+    pub(super) fn stalled(&mut self, timeout: Duration) -> bool {
+        if !self.sink.congested() {
+            self.congested = None;
+            return false;
+        }
+        self.congested.get_or_insert_with(Instant::now).elapsed() > timeout
+    }
+
+    /// Whether two prompts that are still being read go on alike for at least a chunk, or to their end: then one of them
+    /// can find the state of the other.
+    pub(super) fn is_kin(&self, other: &Stream) -> bool {
+        let of = |a: &Stream, b: &Stream| {
+            a.relatives.iter().find(|&&(id, _)| id == b.id).map(|&(_, common)| common)
+        };
+        let Some(common) = of(self, other).or_else(|| of(other, self)) else { return false };
+        let reading = |stream: &Stream| stream.position() < stream.prompt_len();
+        let same = common == self.prompt_len() && common == other.prompt_len();
+        let further = common / PREFILL_CHUNK * PREFILL_CHUNK > self.position().max(other.position());
+        reading(self) && reading(other) && (same || further)
+    }
+
+    /// Tokens that two prompts begin with alike.
+    pub(super) fn common(&self, other: &Stream) -> usize {
+        let (a, b) = (&self.tokens[..self.prompt_len()], &other.tokens[..other.prompt_len()]);
+        a.iter().zip(b).take_while(|(a, b)| a == b).count()
     }
 
     /// Leaves the queue.

@@ -57,6 +57,8 @@ pub(super) struct Worker {
     pub(super) slices: u64,
     /// Tokens generated.
     pub(super) generated: usize,
+    /// Whether the last turn found nothing to do.
+    rested: bool,
     entered: u64,
 }
 
@@ -89,6 +91,7 @@ impl Worker {
             sessions: Vec::new(),
             slices: 0,
             generated: 0,
+            rested: false,
             entered: 0,
         }
     }
@@ -113,10 +116,9 @@ impl Worker {
     /// Takes all commands that are there; waits for one when there is nothing to do. False to stop.
     fn receive(&mut self) -> bool {
         let idle = self.waiting.is_empty() && self.running.is_empty();
-        let paused = !self.running.is_empty() && self.running.iter().all(|stream| stream.sink.congested());
         let first = if idle {
             self.commands.recv().map_err(|_| TryRecvError::Disconnected)
-        } else if paused {
+        } else if self.rested {
             self.commands.recv_timeout(PAUSE).map_err(|error| match error {
                 RecvTimeoutError::Timeout => TryRecvError::Empty,
                 RecvTimeoutError::Disconnected => TryRecvError::Disconnected,
@@ -143,7 +145,8 @@ impl Worker {
         self.drop_cancelled();
         self.make_room();
         let mut plan = self.plan();
-        if plan.slice.is_some_and(|slice| self.search_again(slice.id)) {
+        // A prompt that finds more of its state makes room for others, which may find theirs; each looks once.
+        while plan.slices.iter().filter(|slice| self.search_again(slice.id)).count() > 0 {
             plan = self.plan();
         }
         self.drafting = self.draft(&plan.decode);
@@ -151,6 +154,7 @@ impl Worker {
         for &id in &plan.enter {
             self.enter(id);
         }
+        self.rested = self.lanes.is_empty() && plan.enter.is_empty();
         if self.lanes.is_empty() {
             return;
         }
@@ -170,10 +174,12 @@ impl Worker {
             }
             !cancelled
         });
-        let cancelled = |(i, stream): (usize, &Stream)| {
-            stream.sink.cancelled().then_some((i, Outcome::Finished(FinishReason::Cancelled)))
+        let timeout = self.limits.options.stall_timeout;
+        let cancelled = |(i, stream): (usize, &mut Stream)| {
+            let gone = stream.sink.cancelled() || stream.stalled(timeout);
+            gone.then_some((i, Outcome::Finished(FinishReason::Cancelled)))
         };
-        let outcomes = self.running.iter().enumerate().filter_map(cancelled).collect();
+        let outcomes = self.running.iter_mut().enumerate().filter_map(cancelled).collect();
         self.end(outcomes);
     }
 
@@ -223,11 +229,21 @@ impl Worker {
             }
             phase => phase,
         };
-        let running: Vec<Running> = self
+        let mut running: Vec<Running> = self
             .running
             .iter()
             .map(|stream| Running { id: stream.id, class: stream.request.class, phase: phase(stream) })
             .collect();
+        for i in 1..running.len() {
+            let earlier = (0..i).find(|&j| self.running[i].is_kin(&self.running[j]));
+            let eldest = earlier.and_then(|j| match running[j].phase {
+                Phase::Prefill { kin, .. } => Some(kin),
+                _ => None,
+            });
+            if let (Phase::Prefill { kin, .. }, Some(eldest)) = (&mut running[i].phase, eldest) {
+                *kin = eldest;
+            }
+        }
         let streams = running.iter().filter(|running| running.phase == Phase::Decode).count();
         let seconds = |seconds: Option<f64>| seconds.map_or(Duration::ZERO, Duration::from_secs_f64);
         scheduler::plan(&View {
