@@ -136,6 +136,7 @@ fn multiply(products: Products, inputs: &Inputs, matrix: &Matrix, range: Range<u
     products.kernels.matmul(QFormat::F32, widened, range.len(), cols, &form.activations, rows, out);
 }
 
+/// Whole tiles of the kernels, which take 32 weight rows at a time.
 fn unit_rows(matrix: &Matrix) -> usize {
-    (UNIT_BYTES / matrix.row_bytes().max(1)).clamp(16, 4096).next_multiple_of(16)
+    (UNIT_BYTES / matrix.row_bytes().max(1)).clamp(32, 4096).next_multiple_of(32)
 }
