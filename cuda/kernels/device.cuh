@@ -122,6 +122,27 @@ __device__ __forceinline__ float4 load4(const bf16* from) {
                        __uint_as_float(raw.y << 16), __uint_as_float(raw.y & 0xffff0000u));
 }
 
+__device__ __forceinline__ void store4(float* to, float4 x) { *reinterpret_cast<float4*>(to) = x; }
+__device__ __forceinline__ void store4(bf16* to, float4 x) {
+    bf16 parts[4];
+    narrow(x.x, parts + 0);
+    narrow(x.y, parts + 1);
+    narrow(x.z, parts + 2);
+    narrow(x.w, parts + 3);
+    uint2 packed;
+    packed.x = parts[0].bits | static_cast<u32>(parts[1].bits) << 16;
+    packed.y = parts[2].bits | static_cast<u32>(parts[3].bits) << 16;
+    *reinterpret_cast<uint2*>(to) = packed;
+}
+
+// As it reads back from memory.
+__device__ __forceinline__ float rounded(float x, const float*) { return x; }
+__device__ __forceinline__ float rounded(float x, const bf16*) {
+    bf16 stored;
+    narrow(x, &stored);
+    return widen(stored);
+}
+
 // Sum over the 32 lanes of a warp, in every lane.
 __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll

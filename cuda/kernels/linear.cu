@@ -9,7 +9,8 @@
            (linear_step<A, DK, ROWS, T, ENTRIES>(args)))
 
 #define COMMON(A)                                                                                                   \
-    KERNEL(linear_prepare_##A, LinearPrepareArgs, 256, 1, (linear_prepare<A>(args)))                                \
+    KERNEL(linear_prepare_##A##_k128, LinearPrepareArgs, 128, 5, (linear_prepare<A, 4>(args)))                      \
+    KERNEL(linear_prepare_##A##_k32, LinearPrepareArgs, 128, 8, (linear_prepare<A, 1>(args)))                       \
     KERNEL(gated_norm_##A, GatedNormArgs, 256, 1, (gated_norm<A>(args)))                                            \
     STEP(A, 128, 32, 1, 18, 8)                                                                                      \
     STEP(A, 128, 32, 4, 24, 6)                                                                                      \

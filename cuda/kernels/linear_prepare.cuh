@@ -1,7 +1,7 @@
 // Before the gated delta rule: causal convolution with SiLU, lengths of queries and keys, write strengths and decays.
 //
-// One block per sequence and head (queries, then keys, then values), one thread per channel. A thread keeps the taps
-// of its channel in registers and walks over the rows of the sequence. Keys, their scales and the gates go straight
+// One warp per sequence and head (queries, then keys, then values), CHANNELS channels per lane. A lane keeps the taps
+// of its channels in registers and walks over the rows of the sequence. Keys, their scales and the gates go straight
 // to the log.
 #pragma once
 #include "linear.cuh"
@@ -14,31 +14,46 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.f / (1.f + expf(-x)
 // ln(1 + e^x), x itself above 20.
 __device__ __forceinline__ float softplus(float x) { return x > 20.f ? x : fmaxf(x, 0.f) + log1pf(expf(-fabsf(x))); }
 
-// Sum over the threads of a block, in every thread; `partial` has a place per warp.
-__device__ __forceinline__ float block_sum(float value, float* partial) {
-    const float sum = warp_sum(value);
-    __syncthreads();
-    if ((threadIdx.x & 31) == 0) partial[threadIdx.x >> 5] = sum;
-    __syncthreads();
-    float total = 0.f;
-    for (int warp = 0; warp < static_cast<int>(blockDim.x) / 32; warp++) total += partial[warp];
-    return total;
+// CHANNELS neighbouring channels: 4 are one access.
+template <int CHANNELS, class E>
+__device__ __forceinline__ void load_channels(const E* from, float* x) {
+    if constexpr (CHANNELS == 4) {
+        const float4 four = load4(from);
+        x[0] = four.x;
+        x[1] = four.y;
+        x[2] = four.z;
+        x[3] = four.w;
+    } else {
+        x[0] = widen(from[0]);
+    }
 }
 
-template <class A>
+template <int CHANNELS, class E>
+__device__ __forceinline__ void store_channels(E* to, const float* x) {
+    if constexpr (CHANNELS == 4) {
+        store4(to, make_float4(x[0], x[1], x[2], x[3]));
+    } else {
+        narrow(x[0], to);
+    }
+}
+
+// A head of up to 32 CHANNELS channels at a time.
+template <class A, int CHANNELS>
 struct LinearPrepare {
+    static constexpr int WIDTH = 32 * CHANNELS;
+
     const LinearPrepareArgs& args;
     const SequencePlan& plan;
     int head;     // of its kind
-    int channel;  // of the head; channels from the model's width on are padding
-    int width;    // padded
+    int lane;
+    int channel;  // of the head, the lane's first; channels from the model's width on are padding
 
     __device__ __forceinline__ int ring_row(int row) const {
         return static_cast<int>((plan.start + row) & (args.shape.capacity - 1));
     }
 
-    // Calls use(row, value) with the convolved value of each row; `first` is the head's first channel. Convolutions of
-    // fewer than TAPS taps have zero weights for the oldest.
+    // Calls use(row, values) with the convolved values of each row; `first` is the head's first channel. Convolutions
+    // of fewer than TAPS taps have zero weights for the oldest.
     template <int TAPS, class Use>
     __device__ __forceinline__ void convolve_taps(int first, int model_width, Use use) {
         const LinearShape& shape = args.shape;
@@ -48,25 +63,38 @@ struct LinearPrepare {
         const A* inputs = static_cast<const A*>(args.inputs) + static_cast<u64>(plan.first_row) * channels + at;
         A* ring = static_cast<A*>(args.conv_ring) + static_cast<u64>(plan.slot) * args.conv_rows * channels + at;
         const u32 mask = args.conv_rows - 1;
-        float taps[TAPS], weights[TAPS];
+        float taps[TAPS][CHANNELS], weights[TAPS][CHANNELS];
 #pragma unroll
         for (int tap = 0; tap < TAPS; tap++) {
             const int age = TAPS - 1 - tap;
             const bool used = live && age < args.conv_width;
-            weights[tap] = used ? args.conv_weights[at * args.conv_width + args.conv_width - 1 - age] : 0.f;
-            const bool past = used && age > 0 && plan.start >= static_cast<u32>(age);
-            taps[tap] = past ? widen(ring[static_cast<u64>((plan.start - age) & mask) * channels]) : 0.f;
+#pragma unroll
+            for (int c = 0; c < CHANNELS; c++) {
+                const int weight = (at + c) * args.conv_width + args.conv_width - 1 - age;
+                weights[tap][c] = used ? args.conv_weights[weight] : 0.f;
+                taps[tap][c] = 0.f;
+            }
+            if (used && age > 0 && plan.start >= static_cast<u32>(age)) {
+                load_channels<CHANNELS>(ring + static_cast<u64>((plan.start - age) & mask) * channels, taps[tap]);
+            }
         }
         for (int row = 0; row < plan.rows; row++) {
-            const A input = live ? inputs[static_cast<u64>(row) * channels] : A{};
-            if (live) ring[static_cast<u64>((plan.start + row) & mask) * channels] = input;
-            taps[TAPS - 1] = widen(input);
-            float sum = 0.f;
+            float values[CHANNELS];
+            if (live) {
+                load_channels<CHANNELS>(inputs + static_cast<u64>(row) * channels, taps[TAPS - 1]);
+                A* kept = ring + static_cast<u64>((plan.start + row) & mask) * channels;
+                store_channels<CHANNELS>(kept, taps[TAPS - 1]);
+            }
 #pragma unroll
-            for (int tap = 0; tap < TAPS; tap++) sum = fmaf(weights[tap], taps[tap], sum);
-            use(row, live ? sum * sigmoid(sum) : 0.f);
+            for (int c = 0; c < CHANNELS; c++) {
+                float sum = 0.f;
 #pragma unroll
-            for (int tap = 1; tap < TAPS; tap++) taps[tap - 1] = taps[tap];
+                for (int tap = 0; tap < TAPS; tap++) sum = fmaf(weights[tap][c], taps[tap][c], sum);
+                values[c] = live ? sum * sigmoid(sum) : 0.f;
+#pragma unroll
+                for (int tap = 1; tap < TAPS; tap++) taps[tap - 1][c] = taps[tap][c];
+            }
+            use(row, values);
         }
     }
 
@@ -80,47 +108,49 @@ struct LinearPrepare {
     }
 
     // 1 / length of a head as it is stored.
-    __device__ __forceinline__ float inverse_length(A stored) {
-        const float x = widen(stored);
-        return 1.f / sqrtf(block_sum(x * x, reinterpret_cast<float*>(SHARED)) + NORMALIZE_EPS);
+    __device__ __forceinline__ float inverse_length(const float* values) {
+        float squares = 0.f;
+#pragma unroll
+        for (int c = 0; c < CHANNELS; c++) {
+            const float x = rounded(values[c], static_cast<const A*>(nullptr));
+            squares = fmaf(x, x, squares);
+        }
+        return 1.f / sqrtf(warp_sum(squares) + NORMALIZE_EPS);
     }
 
     __device__ __forceinline__ void query() {
-        convolve(head * args.key_dim, args.key_dim, [&](int row, float value) {
+        convolve(head * args.key_dim, args.key_dim, [&](int row, const float* values) {
             const u64 at = static_cast<u64>(plan.first_row + row) * args.shape.key_heads + head;
-            A stored;
-            narrow(value, &stored);
-            static_cast<A*>(args.queries)[at * width + channel] = stored;
-            const float scale = inverse_length(stored) * args.query_factor;
-            if (channel == 0) args.query_scale[at] = scale;
+            store_channels<CHANNELS>(static_cast<A*>(args.queries) + at * WIDTH + channel, values);
+            const float scale = inverse_length(values) * args.query_factor;
+            if (lane == 0) args.query_scale[at] = scale;
         });
     }
 
     __device__ __forceinline__ void key() {
         const int first = (args.shape.key_heads + head) * args.key_dim;
         const u64 ring = (static_cast<u64>(plan.ring) * args.shape.key_heads + head) * args.shape.capacity;
-        convolve(first, args.key_dim, [&](int row, float value) {
+        convolve(first, args.key_dim, [&](int row, const float* values) {
             const u64 at = ring + ring_row(row);
-            A stored;
-            narrow(value, &stored);
-            static_cast<A*>(args.key_log)[at * width + channel] = stored;
-            const float scale = inverse_length(stored);
-            if (channel == 0) args.key_scale[at] = scale;
+            store_channels<CHANNELS>(static_cast<A*>(args.key_log) + at * WIDTH + channel, values);
+            const float scale = inverse_length(values);
+            if (lane == 0) args.key_scale[at] = scale;
         });
     }
 
     __device__ __forceinline__ void value() {
         const LinearShape& shape = args.shape;
-        // Values can be wider than the block of threads.
-        for (; channel < args.padded_value_dim; channel += width) {
+        // Values can be wider than a warp's channels.
+        for (; channel < args.padded_value_dim; channel += WIDTH) {
             convolve(2 * shape.key_heads * args.key_dim + head * args.value_dim, args.value_dim,
-                     [&](int row, float value) {
+                     [&](int row, const float* values) {
                          const u64 at = static_cast<u64>(plan.first_row + row) * shape.value_heads + head;
-                         narrow(value, static_cast<A*>(args.values) + at * args.padded_value_dim + channel);
+                         A* to = static_cast<A*>(args.values) + at * args.padded_value_dim + channel;
+                         store_channels<CHANNELS>(to, values);
                      });
         }
         const u64 ring = (static_cast<u64>(plan.ring) * shape.value_heads + head) * shape.capacity;
-        for (int row = threadIdx.x; row < plan.rows; row += width) {
+        for (int row = lane; row < plan.rows; row += 32) {
             const u64 at = static_cast<u64>(plan.first_row + row) * shape.value_heads + head;
             args.beta[at] = args.beta_max * sigmoid(args.beta_inputs[at]);
             const float rate = softplus(args.alpha_inputs[at] + args.decay_bias[head]);
@@ -128,29 +158,28 @@ struct LinearPrepare {
         }
     }
 
-    __device__ __forceinline__ void run() {
+    __device__ __forceinline__ void run(int unit) {
         const int keys = args.shape.key_heads;
-        const int block = blockIdx.x;
-        if (block < keys) {
-            head = block;
+        if (unit < keys) {
+            head = unit;
             query();
-        } else if (block < 2 * keys) {
-            head = block - keys;
+        } else if (unit < 2 * keys) {
+            head = unit - keys;
             key();
-        } else {
-            head = block - 2 * keys;
+        } else if (unit < 2 * keys + args.shape.value_heads) {
+            head = unit - 2 * keys;
             value();
         }
     }
 };
 
-// Blocks of as many threads as a padded key has columns.
-template <class A>
+template <class A, int CHANNELS>
 __device__ __forceinline__ void linear_prepare(const LinearPrepareArgs& args) {
+    const int lane = threadIdx.x & 31;
+    const int unit = blockIdx.x * (blockDim.x / 32) + (threadIdx.x >> 5);
     wait_for_previous_kernel();
     allow_next_kernel();
-    const int thread = threadIdx.x, width = blockDim.x;
-    LinearPrepare<A>{args, args.plans[blockIdx.z], 0, thread, width}.run();
+    LinearPrepare<A, CHANNELS>{args, args.plans[blockIdx.z], 0, lane, lane * CHANNELS}.run(unit);
 }
 
 // out = x / sqrt(mean(x^2) + eps) * weight * silu(gate), one warp per head.

@@ -110,7 +110,7 @@ impl StepKernel {
             let exists = kernel.float || activation == Activation::Bf16;
             exists && kernel.key_dim == key_dim && kernel.block_values == block && kernel.entries >= entries
         };
-        let wide = value_dim.is_multiple_of(64) && heads * (value_dim / 64) >= 4 * processors;
+        let wide = value_dim.is_multiple_of(64) && heads * (value_dim / 64) >= processors;
         // Windows longer than every kernel's rows loop in the one with the most.
         for (block, wanted) in [(64, wide), (32, true)] {
             let mut kernels = STEP_KERNELS.iter().filter(|kernel| fits(kernel, block));

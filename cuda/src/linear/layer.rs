@@ -13,8 +13,8 @@ use crate::device::{Device, Launch, Memory};
 /// Taps of the widest convolution the kernels know.
 const MAX_TAPS: usize = 8;
 
-/// Shared memory of a block of the convolution: a partial sum per warp.
-const PREPARE_SHARED_BYTES: u32 = 64;
+/// Heads that a block of the convolution or of the norm computes: one per warp.
+const HEADS_PER_BLOCK: usize = 4;
 
 /// How a layer's memory is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -238,6 +238,10 @@ impl LinearLayer {
         if !(1..=MAX_TAPS).contains(&spec.conv_width) {
             return Err(LinearError::Unsupported("a convolution of more than 8 taps"));
         }
+        // Lanes of wide heads take four channels at a time.
+        if key_dim > 32 && !(spec.key_dim.is_multiple_of(4) && spec.value_dim.is_multiple_of(4)) {
+            return Err(LinearError::Unsupported("a head that is not a multiple of 4 wide"));
+        }
         let expect = |what: &'static str, values: &[f32], len: usize| {
             let (found, expected) = (values.len() * 4, len * 4);
             if found == expected { Ok(()) } else { Err(LinearError::Length { what, found, expected }) }
@@ -370,12 +374,13 @@ impl LinearLayer {
             query_factor: (spec.key_dim as f32).sqrt().recip(),
             unused: 0,
         };
-        let name = format!("linear_prepare_{}", self.options.activation.name());
+        let name = format!("linear_prepare_{}_k{}", self.options.activation.name(), self.key_dim);
+        let heads = 2 * spec.key_heads + spec.value_heads;
         let launch = Launch {
             kernel: &name,
-            grid: [(2 * spec.key_heads + spec.value_heads) as u32, 1, round.sequences as u32],
-            threads: self.key_dim as u32,
-            shared_bytes: PREPARE_SHARED_BYTES,
+            grid: [heads.div_ceil(HEADS_PER_BLOCK) as u32, 1, round.sequences as u32],
+            threads: 32 * HEADS_PER_BLOCK as u32,
+            shared_bytes: 0,
             overlaps: self.options.overlap,
         };
         // SAFETY: the batch was checked against the slots of its options, `forward` checked the lengths of the
@@ -429,7 +434,6 @@ impl LinearLayer {
         eps: f32,
         out: &mut Memory,
     ) -> Result<(), LinearError> {
-        const HEADS_PER_BLOCK: usize = 4;
         let activation = self.options.activation;
         let vectors = rows * self.spec.value_heads;
         let bytes = vectors * self.spec.value_dim * activation.bytes();
