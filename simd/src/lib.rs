@@ -9,6 +9,7 @@ pub mod isa;
 pub mod kernels;
 pub mod linear;
 pub mod matmul;
+pub mod memory;
 pub mod quant;
 pub mod vector;
 

@@ -21,7 +21,7 @@ pub fn zeroed<T: Default + Clone>(len: usize) -> Aligned<T> {
     vector
 }
 
-/// The log of one linear layer, for `capacity` entries.
+/// The log of one linear layer, for `capacity` entries. Value heads come in the order of the key heads they read.
 #[derive(Clone, Debug)]
 pub struct LayerLog {
     /// Entries there is room for.

@@ -87,7 +87,10 @@ impl<'a> OutTile<'a> {
     }
 
     /// Row `i`, writable.
-    pub(crate) fn row_mut(&mut self, i: usize) -> &mut [f32] {
+    ///
+    /// # Panics
+    /// If `i >= rows`.
+    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
         assert!(i < self.rows, "the tile has row {i}");
         // SAFETY: the row lies in the window, which this tile borrows exclusively.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(i * self.stride), self.cols) }

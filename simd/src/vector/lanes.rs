@@ -21,6 +21,14 @@ pub(crate) trait Simd: Copy {
     fn splat(self, value: f32) -> Self::V;
     fn load(self, from: &Lane) -> Self::V;
     fn store(self, v: Self::V, to: &mut Lane);
+    /// As `store`, past the caches where the processor can and `to` is aligned to 64 bytes.
+    #[inline(always)]
+    fn store_streaming(self, v: Self::V, to: &mut Lane) {
+        self.store(v, to);
+    }
+    /// Makes streaming stores visible to other threads before later stores.
+    #[inline(always)]
+    fn streaming_fence(self) {}
     /// Widens exactly.
     fn load_f16(self, from: &[f16; LANES]) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;

@@ -56,6 +56,21 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn store_streaming(self, v: __m512, to: &mut Lane) {
+        if !aligned(to) {
+            return self.store(v, to);
+        }
+        // SAFETY: the token proves AVX-512F; `to` is 16 writable floats, aligned to 64 bytes.
+        unsafe { _mm512_stream_ps(to.as_mut_ptr(), v) }
+    }
+
+    #[inline(always)]
+    fn streaming_fence(self) {
+        // SAFETY: SSE is baseline.
+        unsafe { _mm_sfence() }
+    }
+
+    #[inline(always)]
     fn load_f16(self, from: &[f16; LANES]) -> __m512 {
         // SAFETY: the token proves AVX-512F; `from` is 32 readable bytes.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
@@ -228,6 +243,12 @@ const fn transposed(i: usize) -> usize {
     i % 4 * 4 + i / 4
 }
 
+/// Whether a vector lies in one cache line, as streaming stores need.
+#[inline(always)]
+fn aligned(lane: &Lane) -> bool {
+    std::ptr::from_ref(lane).addr().is_multiple_of(64)
+}
+
 /// Asks for a cache line soon to be read; any address will do.
 #[inline(always)]
 fn prefetch<T>(at: *const T) {
@@ -286,6 +307,24 @@ impl Simd for Avx2 {
             _mm256_storeu_ps(to.as_mut_ptr(), v.0);
             _mm256_storeu_ps(to.as_mut_ptr().add(8), v.1);
         }
+    }
+
+    #[inline(always)]
+    fn store_streaming(self, v: Pair, to: &mut Lane) {
+        if !aligned(to) {
+            return self.store(v, to);
+        }
+        // SAFETY: the token proves AVX; `to` is 16 writable floats, aligned to 64 bytes.
+        unsafe {
+            _mm256_stream_ps(to.as_mut_ptr(), v.0);
+            _mm256_stream_ps(to.as_mut_ptr().add(8), v.1);
+        }
+    }
+
+    #[inline(always)]
+    fn streaming_fence(self) {
+        // SAFETY: SSE is baseline.
+        unsafe { _mm_sfence() }
     }
 
     #[inline(always)]

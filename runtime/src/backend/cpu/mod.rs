@@ -3,7 +3,7 @@
 mod attention;
 mod ffn;
 mod head;
-mod linear;
+pub mod linear;
 mod project;
 mod scratch;
 
@@ -25,7 +25,7 @@ use crate::weights::{
 };
 use attention::{AttentionRows, AttentionScratch, RotaryTable};
 use ffn::FfnScratch;
-use linear::{LinearRows, LinearScratch, Placement};
+use linear::{LinearScratch, LinearStream, Placement, RowInputs};
 pub use project::Arithmetic;
 use project::{Inputs, Products, project};
 use scratch::{Buffer, grown};
@@ -536,22 +536,19 @@ impl Context<'_> {
             |((sequence, scratch), out)| {
                 let Some(plan) = sequence.plan else { return };
                 let range = |width: usize| sequence.first * width..(sequence.first + sequence.rows) * width;
-                linear::mix(
-                    self.kernels,
-                    self.layout,
-                    index,
-                    weights,
+                let stream = LinearStream {
                     plan,
-                    &sequence.placement,
-                    sequence.memory,
-                    &mut scratch.linear,
-                    LinearRows {
+                    placement: &sequence.placement,
+                    memory: sequence.memory,
+                    scratch: &mut scratch.linear,
+                    inputs: RowInputs::Projected {
                         qkv: &qkv[range(channels)],
                         beta: &beta[range(heads)],
                         alpha: &alpha[range(heads)],
-                        out,
                     },
-                );
+                    out,
+                };
+                linear::mix(self.kernels, self.layout, index, weights.into(), stream);
             },
         );
         let gated = grown(gated, rows * inner);

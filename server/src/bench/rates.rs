@@ -1,0 +1,167 @@
+//! How fast this machine reads, copies and updates memory of the kind that holds the state.
+
+use std::time::Instant;
+
+use millpond::par::Team;
+use millpond::state::arena::Arena;
+use millpond_simd::Isa;
+use millpond_simd::memory::MemoryKernels;
+use rayon::prelude::*;
+use serde::Serialize;
+
+use super::median;
+use super::traffic::Traffic;
+
+/// Values one unit of work streams through: 1 MiB.
+const UNIT: usize = 1 << 18;
+
+/// Prefetch distances to choose from, in vectors.
+const AHEAD: [usize; 4] = [0, 16, 64, 256];
+
+/// Bytes per second, all of the team's threads together. Bytes read and bytes written both count.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Rates {
+    /// Reading.
+    pub read: f64,
+    /// Copying past the caches.
+    pub copy: f64,
+    /// Reading and writing back in place.
+    pub update: f64,
+}
+
+impl Rates {
+    /// The least time the machine needs for some traffic, in seconds: reads at the read rate, and for every byte
+    /// written what writing it back adds to reading it. Where all is read and written back, that is the update rate.
+    #[must_use]
+    pub(super) fn bound(&self, traffic: Traffic) -> f64 {
+        let write_back = (2.0 / self.update - 1.0 / self.read).max(0.0);
+        traffic.read as f64 / self.read + traffic.written as f64 * write_back
+    }
+
+    /// Medians, rate by rate.
+    #[must_use]
+    pub(super) fn median(rates: &[Rates]) -> Rates {
+        Rates {
+            read: median(rates.iter().map(|rates| rates.read)),
+            copy: median(rates.iter().map(|rates| rates.copy)),
+            update: median(rates.iter().map(|rates| rates.update)),
+        }
+    }
+}
+
+/// Measures rates.
+pub struct Probe {
+    kernels: &'static MemoryKernels,
+    values: Arena,
+    read_ahead: usize,
+    update_ahead: usize,
+}
+
+impl Probe {
+    /// A probe over `bytes` of memory, which should be far more than the caches hold. Finds out which prefetch
+    /// distances suit the machine.
+    ///
+    /// # Errors
+    /// There is not that much memory, or the processor lacks the instructions.
+    pub fn new(team: &Team, isa: Isa, bytes: usize) -> anyhow::Result<Probe> {
+        let kernels = MemoryKernels::for_isa(isa)
+            .ok_or_else(|| anyhow::anyhow!("this processor does not have {isa}"))?;
+        let mut values = Arena::zeroed((bytes / 4).next_multiple_of(2 * UNIT), "the memory probe")?;
+        values.values_mut().fill(1.0);
+        let mut probe = Probe { kernels, values, read_ahead: 0, update_ahead: 0 };
+        let rounds: Vec<[(f64, f64); AHEAD.len()]> =
+            (0..3).map(|_| AHEAD.map(|ahead| (probe.read(team, ahead), probe.update(team, ahead)))).collect();
+        let best = |rate: fn(&(f64, f64)) -> f64| {
+            let of = |i: &usize| median(rounds.iter().map(|round| rate(&round[*i])));
+            let index = (0..AHEAD.len()).max_by(|a, b| of(a).total_cmp(&of(b))).unwrap_or(0);
+            AHEAD[index]
+        };
+        (probe.read_ahead, probe.update_ahead) = (best(|rates| rates.0), best(|rates| rates.1));
+        Ok(probe)
+    }
+
+    /// The rates now.
+    pub fn measure(&mut self, team: &Team) -> Rates {
+        Rates {
+            read: self.read(team, self.read_ahead),
+            copy: self.copy(team),
+            update: self.update(team, self.update_ahead),
+        }
+    }
+
+    fn read(&self, team: &Team, ahead: usize) -> f64 {
+        let bytes = self.values.bytes() as f64;
+        bytes
+            / timed(team, || {
+                let units = self.values.values().par_chunks(UNIT);
+                std::hint::black_box(units.map(|values| self.kernels.read(values, ahead)).sum::<f32>());
+            })
+    }
+
+    fn update(&mut self, team: &Team, ahead: usize) -> f64 {
+        let (kernels, bytes) = (self.kernels, self.values.bytes() as f64);
+        let values = self.values.values_mut();
+        2.0 * bytes
+            / timed(team, || {
+                values.par_chunks_mut(UNIT).for_each(|values| kernels.update(values, 1.0, ahead));
+            })
+    }
+
+    fn copy(&mut self, team: &Team) -> f64 {
+        let (kernels, bytes) = (self.kernels, self.values.bytes() as f64);
+        let values = self.values.values_mut();
+        let (from, to) = values.split_at_mut(values.len() / 2);
+        bytes
+            / timed(team, || {
+                let units = to.par_chunks_mut(UNIT).zip(from.par_chunks(UNIT));
+                units.for_each(|(to, from)| kernels.copy_streaming(from, to));
+            })
+    }
+}
+
+fn timed(team: &Team, work: impl FnOnce() + Send) -> f64 {
+    let start = Instant::now();
+    team.run(work);
+    start.elapsed().as_secs_f64()
+}
+
+/// Bytes of the largest cache, as Linux reports it; 32 MiB where it does not.
+#[must_use]
+pub fn last_level_cache() -> usize {
+    let size = |index: usize| {
+        let path = format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size");
+        let text = std::fs::read_to_string(path).ok()?;
+        let text = text.trim();
+        let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+        let scale = match unit {
+            "K" => 1 << 10,
+            "M" => 1 << 20,
+            "" => 1,
+            _ => return None,
+        };
+        number.parse::<usize>().ok()?.checked_mul(scale)
+    };
+    (0..8).filter_map(size).max().unwrap_or(32 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reading_and_writing_all_back_is_bound_by_the_update_rate() {
+        let rates = Rates { read: 40e9, copy: 50e9, update: 44e9 };
+        let state = Traffic { read: 1 << 20, written: 1 << 20 };
+        assert!((rates.bound(state) - f64::from(2 << 20) / 44e9).abs() < 1e-12);
+        let only_read = Traffic { read: 1 << 20, written: 0 };
+        assert!((rates.bound(only_read) - f64::from(1 << 20) / 40e9).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_probe_finds_rates() {
+        let team = Team::new(2).unwrap();
+        let rates = Probe::new(&team, Isa::Scalar, 4 << 20).unwrap().measure(&team);
+        assert!(rates.read > 0.0 && rates.copy > 0.0 && rates.update > 0.0);
+        assert!(last_level_cache() > 0);
+    }
+}
