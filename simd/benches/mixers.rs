@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use half::f16;
 use millpond_simd::attention::{AttendPage, KvBlock, Partials};
-use millpond_simd::linear::{FoldSource, FoldTile, LinearKernels, WindowTile, panel_len};
+use millpond_simd::linear::{Ahead, FoldSource, FoldTile, LinearKernels, WindowTile, panel_len};
 use millpond_simd::matmul::OutTile;
 use millpond_simd::{Isa, Kernels, LANES};
 
@@ -170,6 +170,7 @@ impl Window {
             value_stride: DV,
             deltas: OutTile::new(&mut self.deltas, DV, self.entries, DV),
             out: OutTile::new(&mut self.out, DV, self.rows, DV),
+            ahead: &[Ahead::after(state, state.len())],
         });
     }
 
@@ -183,6 +184,7 @@ impl Window {
             weights: &self.g,
             deltas: &self.deltas,
             delta_stride: DV,
+            ahead: &[],
         });
     }
 }

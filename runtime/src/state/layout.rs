@@ -19,7 +19,7 @@ pub struct LinearLayout {
     /// Tiles computed together by one unit of work; divides `tiles`.
     pub group: usize,
     /// Where the layer's base state starts in the base arena, in values. Its shape is
-    /// `[value_heads][tiles][key_dim][LANES]`, value heads in the order of the key heads they read.
+    /// `[value_heads][groups][key_dim][group lanes]`, value heads in the order of the key heads they read.
     pub base_offset: usize,
 }
 

@@ -213,6 +213,7 @@ fn verify_group(
             value_stride: lanes,
             deltas: OutTile::new(delta, lanes, 1, lanes),
             out: OutTile::new(out, lanes, 1, lanes),
+            ahead: &[],
         });
         let decay = kernels.linear.fold_weights(gate, &mut weight);
         let (source, destination) = match (row, row + 1 == rows) {
@@ -230,6 +231,7 @@ fn verify_group(
             weights: &weight,
             deltas: delta,
             delta_stride: lanes,
+            ahead: &[],
         });
     }
 }

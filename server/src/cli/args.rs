@@ -410,7 +410,11 @@ pub struct PerplexityArgs {
 
 /// Measure speed.
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
+    /// What to measure instead of a model.
+    #[command(subcommand)]
+    pub part: Option<BenchPart>,
     /// Prompt lengths to measure, separated by commas; 0 for none
     #[arg(short = 'p', long, value_name = "N", value_delimiter = ',', default_value = "512")]
     pub n_prompt: Vec<usize>,
@@ -435,6 +439,15 @@ pub struct BenchArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub compute: ComputeArgs,
+}
+
+/// Parts that are measured alone.
+#[derive(Debug, Subcommand)]
+pub enum BenchPart {
+    /// Measure one linear layer's state step: recurrence, buffer, and verification of drafts
+    Linear(LinearArgs),
+    /// Measure how many sequences with drafts fit a memory budget
+    Capacity(CapacityArgs),
 }
 
 /// Form of a measurement's result.

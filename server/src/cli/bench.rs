@@ -12,7 +12,7 @@ use millpond::runner::{Runner, Sequence, Work};
 use millpond::state::PassKind;
 use millpond::state::memory::KvType;
 
-use super::args::BenchArgs;
+use super::args::{BenchArgs, BenchPart};
 use super::bench_report::{self, Measurement, Test};
 use super::failure::usage;
 use super::settings::{self, Compute};
@@ -26,6 +26,11 @@ const SLICE: usize = 512;
 /// # Errors
 /// Wrong usage, a model that does not load.
 pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    match &args.part {
+        Some(BenchPart::Linear(args)) => return crate::bench::linear::run(args),
+        Some(BenchPart::Capacity(args)) => return crate::bench::capacity::run(args),
+        None => {}
+    }
     if args.repetitions == 0 || args.streams.contains(&0) {
         return Err(usage("repetitions and streams must be at least 1"));
     }

@@ -15,7 +15,8 @@
 //! window of up to 64 tokens on an empty log, then a fold.
 //!
 //! # Layouts
-//! * State tile: 16 columns of `S`, `[dk][16]`, contiguous; the tiles of a head follow one another.
+//! * State tile: 16 columns of `S`. The tiles that one call covers lie side by side, `[dk][tiles][16]`, so that it
+//!   reads memory in order.
 //! * Log of a key head: keys `[entries][dk]`; of a value head: deltas `[entries][stride]`, log decays
 //!   `[entries]`. Entries `0..n` are committed, `n..n+T` are this window's rows. Later ones are never read.
 //! * Window panel: what a window kernel multiplies with, grouped by blocks of [`PANEL_ROWS`] window rows (the last
@@ -31,11 +32,13 @@
 //!
 //! None depends on the window's length or the blocking, so a window of T tokens gives the bits of T windows of one.
 
+mod ahead;
 mod coefficients;
 mod fold;
 mod scores;
 mod window;
 
+pub use ahead::Ahead;
 pub use fold::{FoldSource, FoldTile};
 pub use window::WindowTile;
 

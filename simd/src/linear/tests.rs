@@ -170,6 +170,7 @@ impl Head {
             value_stride: dv,
             deltas: OutTile::new(&mut self.deltas, dv + PADDING, entries, dv),
             out: OutTile::new(&mut out, dv, rows, dv),
+            ahead: &[Ahead::NONE, Ahead::of(&tokens.v)],
         });
         self.n = entries;
         out
@@ -193,6 +194,7 @@ impl Head {
             weights: &weights,
             deltas: &self.deltas,
             delta_stride: dv + PADDING,
+            ahead: &[Ahead::after(&self.g, 1 << 40)],
         });
         self.state = Some(state);
         let stride = dv + PADDING;
@@ -212,14 +214,7 @@ impl Head {
 
     /// The state as `[dk][dv]`.
     fn plain_state(&self) -> Vec<f32> {
-        let state = self.state.as_ref().unwrap();
-        let mut out = vec![0.0; self.dk * self.dv];
-        for k in 0..self.dk {
-            for v in 0..self.dv {
-                out[k * self.dv + v] = state[(v / LANES * self.dk + k) * LANES + v % LANES];
-            }
-        }
-        out
+        self.state.clone().unwrap()
     }
 }
 
@@ -404,6 +399,7 @@ fn folding_nothing_changes_no_bit_and_folding_elsewhere_equals_folding_in_place(
         weights: &weights,
         deltas: &head.deltas,
         delta_stride: 48 + PADDING,
+        ahead: &[],
     });
     head.fold(10);
     assert_eq!(copy, head.state.unwrap());

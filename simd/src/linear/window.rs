@@ -1,14 +1,15 @@
 //! Outputs and deltas of a window.
 
+use super::ahead::{Ahead, Asking};
 use super::{PANEL_ROWS, blocks, panel_len};
 use crate::LANES;
 use crate::matmul::OutTile;
-use crate::vector::lanes::{Lane, Simd};
+use crate::vector::lanes::Simd;
 
 /// A window of `T = beta.len()` tokens over consecutive tiles of one value head.
 #[derive(Debug)]
 pub struct WindowTile<'a> {
-    /// Checkpoint, `[tiles][dk][16]`; `None` for a zero state.
+    /// Checkpoint, `[dk][tiles][16]`; `None` for a zero state.
     pub state: Option<&'a [f32]>,
     /// Key dimension.
     pub dk: usize,
@@ -28,26 +29,32 @@ pub struct WindowTile<'a> {
     pub deltas: OutTile<'a>,
     /// Outputs: `T` rows of 16 lanes per tile.
     pub out: OutTile<'a>,
+    /// Memory to ask for meanwhile.
+    pub ahead: &'a [Ahead],
 }
+
+/// Rows of the state between two requests for memory.
+const ASK_EVERY: usize = 4;
 
 #[inline(always)]
 pub(super) fn window_tile<S: Simd>(s: S, mut args: WindowTile<'_>) {
     let (rows, dk, lanes) = (args.beta.len(), args.dk, args.out.cols());
     let tiles = lanes / LANES;
     assert!(lanes == tiles * LANES && args.deltas.cols() == lanes, "whole tiles");
-    assert!(args.state.is_none_or(|state| state.len() == tiles * dk * LANES), "one state tile per tile");
+    assert!(args.state.is_none_or(|state| state.len() == dk * lanes), "one state tile per tile");
     assert!(args.base.len() == rows && args.out.rows() == rows && args.deltas.rows() >= rows, "window rows");
     assert_eq!(args.keys.len(), panel_len(rows, dk), "panel of the window's keys");
     assert_eq!(args.coefficients.len(), panel_len(rows, args.deltas.rows()), "panel of the coefficients");
-    let mut tile = 0;
-    while tile < tiles {
-        // A single row leaves registers free: several tiles, whose chains of additions hide each other.
-        tile += match S::ROW_BLOCK {
-            8.. if rows == 1 && tile + 4 <= tiles => block::<S, 1, 4>(s, &mut args, Rows::ONE, tile),
-            _ if rows == 1 && tile + 2 <= tiles => block::<S, 1, 2>(s, &mut args, Rows::ONE, tile),
-            8.. => wide_blocks(s, &mut args, tile),
-            _ => narrow_blocks(s, &mut args, tile),
-        };
+    for (panel, count) in blocks(rows) {
+        let mut tile = 0;
+        while tile < tiles {
+            let left = tiles - tile;
+            tile += if S::ROW_BLOCK >= 8 {
+                wide_block(s, &mut args, Rows { panel, count, offset: 0 }, tile, left)
+            } else {
+                narrow_block(s, &mut args, Rows { panel, count, offset: 0 }, tile, left)
+            };
+        }
     }
 }
 
@@ -59,42 +66,39 @@ struct Rows {
     offset: usize,
 }
 
-impl Rows {
-    /// The row of a window of one.
-    const ONE: Rows = Rows { panel: 0, count: 1, offset: 0 };
-}
-
-/// All rows of one tile, a panel block at a time.
+/// All rows of a panel block, for as many tiles as leave registers free: chains of additions that hide each other.
 #[inline(always)]
-fn wide_blocks<S: Simd>(s: S, args: &mut WindowTile<'_>, tile: usize) -> usize {
-    for (panel, count) in blocks(args.beta.len()) {
-        let rows = |count| Rows { panel, count, offset: 0 };
-        match count {
-            1 => block::<S, 1, 1>(s, args, rows(1), tile),
-            2 => block::<S, 2, 1>(s, args, rows(2), tile),
-            3 => block::<S, 3, 1>(s, args, rows(3), tile),
-            4 => block::<S, 4, 1>(s, args, rows(4), tile),
-            5 => block::<S, 5, 1>(s, args, rows(5), tile),
-            6 => block::<S, 6, 1>(s, args, rows(6), tile),
-            7 => block::<S, 7, 1>(s, args, rows(7), tile),
-            _ => block::<S, PANEL_ROWS, 1>(s, args, rows(PANEL_ROWS), tile),
-        };
+fn wide_block<S: Simd>(s: S, args: &mut WindowTile<'_>, rows: Rows, tile: usize, left: usize) -> usize {
+    match rows.count {
+        1 if left >= 4 => block::<S, 1, 4>(s, args, rows, tile),
+        2 if left >= 4 => block::<S, 2, 4>(s, args, rows, tile),
+        3 if left >= 2 => block::<S, 3, 2>(s, args, rows, tile),
+        4 if left >= 2 => block::<S, 4, 2>(s, args, rows, tile),
+        5 if left >= 2 => block::<S, 5, 2>(s, args, rows, tile),
+        6 if left >= 2 => block::<S, 6, 2>(s, args, rows, tile),
+        1 => block::<S, 1, 1>(s, args, rows, tile),
+        2 => block::<S, 2, 1>(s, args, rows, tile),
+        3 => block::<S, 3, 1>(s, args, rows, tile),
+        4 => block::<S, 4, 1>(s, args, rows, tile),
+        5 => block::<S, 5, 1>(s, args, rows, tile),
+        6 => block::<S, 6, 1>(s, args, rows, tile),
+        7 => block::<S, 7, 1>(s, args, rows, tile),
+        _ => block::<S, PANEL_ROWS, 1>(s, args, rows, tile),
     }
-    1
 }
 
-/// All rows of one tile, two at a time, for instruction sets of few registers.
+/// All rows of a panel block, two at a time, for instruction sets of few registers.
 #[inline(always)]
-fn narrow_blocks<S: Simd>(s: S, args: &mut WindowTile<'_>, tile: usize) -> usize {
-    for (panel, count) in blocks(args.beta.len()) {
-        let mut rows = Rows { panel, count, offset: 0 };
-        while rows.offset + 2 <= count {
-            block::<S, 2, 1>(s, args, rows, tile);
-            rows.offset += 2;
-        }
-        if rows.offset < count {
-            block::<S, 1, 1>(s, args, rows, tile);
-        }
+fn narrow_block<S: Simd>(s: S, args: &mut WindowTile<'_>, mut rows: Rows, tile: usize, left: usize) -> usize {
+    if rows.count == 1 && left >= 2 {
+        return block::<S, 1, 2>(s, args, rows, tile);
+    }
+    while rows.offset + 2 <= rows.count {
+        block::<S, 2, 1>(s, args, rows, tile);
+        rows.offset += 2;
+    }
+    if rows.offset < rows.count {
+        block::<S, 1, 1>(s, args, rows, tile);
     }
     1
 }
@@ -176,21 +180,18 @@ fn state_sums<S: Simd, const R: usize, const N: usize>(
 ) -> Sums<S::V, R, N> {
     let mut sums = Sums { erase: [[s.zero(); R]; N], read: [[s.zero(); R]; N] };
     let Some(state) = args.state else { return sums };
-    let dk = args.dk;
-    let tiles: [&[Lane]; N] =
-        std::array::from_fn(|n| state[(tile + n) * dk * LANES..][..dk * LANES].as_chunks().0);
+    let (dk, lanes) = (args.dk, args.out.cols());
     let first = rows.panel + rows.offset;
     let panel = &args.keys[2 * rows.panel * dk..][..2 * rows.count * dk];
-    for (k, row) in panel.chunks_exact(2 * rows.count).enumerate() {
-        let mut lanes = [s.zero(); N];
-        for n in 0..N {
-            lanes[n] = s.load(&tiles[n][k]);
-            if first == 0 {
-                // The tiles to come, also those of the next head, which usually follows.
-                s.prefetch(tiles[n].as_ptr().wrapping_add(N * dk + k));
-            }
+    // Memory is asked for while the first rows pass over the state.
+    let asking = (first == 0).then(|| Asking::new(args.ahead, lanes / LANES * dk));
+    for (k, (row, values)) in panel.chunks_exact(2 * rows.count).zip(state.chunks_exact(lanes)).enumerate() {
+        if let Some(asking) = &asking
+            && k.is_multiple_of(ASK_EVERY)
+        {
+            asking.ask(s, N * k + tile * dk, N * ASK_EVERY.min(dk - k));
         }
-        sums.add(s, row, rows, lanes);
+        sums.add(s, row, rows, load_lanes(s, values, tile));
     }
     for r in 0..R {
         let base = s.splat(args.base[first + r]);

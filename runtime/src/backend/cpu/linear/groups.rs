@@ -1,6 +1,6 @@
 //! Groups of v-tiles through windows and folds.
 
-use millpond_simd::linear::{FoldSource, FoldTile, WindowTile, panel_len};
+use millpond_simd::linear::{Ahead, FoldSource, FoldTile, WindowTile, panel_len};
 use millpond_simd::matmul::OutTile;
 
 use super::Pass;
@@ -85,6 +85,8 @@ pub(super) struct Operands<'a> {
     pub(super) betas: &'a [f32],
     pub(super) base: &'a [f32],
     pub(super) folds: &'a [f32],
+    /// Whether this is the sequence's last key head.
+    pub(super) last: bool,
 }
 
 /// The state a window reads.
@@ -106,6 +108,26 @@ impl Pass<'_> {
         }
     }
 
+    /// What the unit after group `group` of this one reads first, were they run in order: the next group's base and
+    /// log, and the next key head's keys.
+    fn next(&self, all: &Operands<'_>, base: &BasePart<'_>, deltas: &[f32], group: usize) -> [Ahead; 3] {
+        let (log, dk) = (self.plan.log, self.layout.spec.key_dim);
+        let unit_groups = self.layout.total_groups() / self.layout.spec.key_heads;
+        let last_of_unit = group + 1 == unit_groups;
+        if last_of_unit && all.last {
+            return [Ahead::NONE; 3];
+        }
+        let base = match base.values() {
+            Some(base) if self.plan.has_base => Ahead::after(base, base.len()),
+            _ => Ahead::NONE,
+        };
+        let log_deltas = &deltas[..log * self.layout.group_lanes()];
+        let deltas = Ahead::after(log_deltas, deltas.len());
+        let keys =
+            if last_of_unit { Ahead::after(&all.keys[..log * dk], all.keys.len()) } else { Ahead::NONE };
+        [base, deltas, keys]
+    }
+
     fn group(&self, all: &Operands<'_>, part: GroupsPart<'_>) {
         let GroupsPart { first: group, deltas, mut base, outputs, preview, .. } = part;
         let (dk, rows, lanes) = (self.layout.spec.key_dim, self.plan.rows, self.layout.group_lanes());
@@ -113,6 +135,8 @@ impl Pass<'_> {
         let coefficients = &all.coefficients[2 * head * self.placement.scores..];
         let values = &all.values[group * rows * lanes..(group + 1) * rows * lanes];
         let folds = &all.folds[head * self.placement.fold_weights..];
+        let next = self.next(all, &base, deltas, group);
+        let mut ahead: &[Ahead] = &next;
         let mut state = if self.plan.has_base { GroupState::Base } else { GroupState::Zero };
         for step in &self.placement.steps {
             match *step {
@@ -134,6 +158,7 @@ impl Pass<'_> {
                         value_stride: lanes,
                         deltas: OutTile::new(&mut deltas[first_entry * lanes..], lanes, entries, lanes),
                         out: OutTile::new(&mut outputs[row * lanes..], lanes, count, lanes),
+                        ahead: std::mem::take(&mut ahead),
                     });
                 }
                 Placed::Fold { first_entry, entries, weights, durable } => {
@@ -160,6 +185,7 @@ impl Pass<'_> {
                         weights: each,
                         deltas: &deltas[first_entry * lanes..(first_entry + entries) * lanes],
                         delta_stride: lanes,
+                        ahead: std::mem::take(&mut ahead),
                     });
                     state = if durable { GroupState::Base } else { GroupState::Preview };
                 }

@@ -116,6 +116,7 @@ impl Pass<'_> {
             betas: &scratch.betas,
             base: &scratch.base,
             folds: &scratch.folds,
+            last: key_head + 1 == spec.key_heads,
         };
         let part = GroupsPart { first: 0, count: groups, deltas, base, outputs: &mut *outputs, preview };
         self.groups(&operands, part);
