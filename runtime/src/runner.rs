@@ -202,7 +202,9 @@ impl Runner {
 
     fn plan(&self, work: &Work<'_>) -> Result<(PassPlan, Cursor), RunError> {
         let Some(&first) = work.tokens.first() else { return Err(RunError::NoTokens) };
-        let cursor = work.sequence.cursor.clone().unwrap_or_else(|| Cursor::new(self.policy(first)));
+        // A sequence without confirmed tokens starts over: its policy is that of the token it now starts with.
+        let started = work.sequence.cursor.clone().filter(|cursor| cursor.position() > 0);
+        let cursor = started.unwrap_or_else(|| Cursor::new(self.policy(first)));
         let (tokens, position, context) = (work.tokens.len(), cursor.position(), self.context);
         if tokens > context - position.min(context) {
             return Err(RunError::Context { tokens, position, context });
