@@ -12,7 +12,7 @@ use millpond_simd::{Isa, Kernels};
 use serde::Serialize;
 
 use super::rates::{Probe, Rates, last_level_cache};
-use super::shapes::{SHAPES, Shape};
+use super::shapes::Shape;
 use super::snapshots::Snapshots;
 use super::streams::{Part, Setup, Streams};
 use super::table::Table;
@@ -51,7 +51,7 @@ pub struct LinearArgs {
     pub json: bool,
 }
 
-fn count(most: u64) -> impl clap::builder::TypedValueParser<Value = usize> + Clone {
+fn count(most: u64) -> impl clap::builder::TypedValueParser<Value = usize> {
     use clap::builder::TypedValueParser;
     clap::value_parser!(u64).range(1..=most).map(|value| value as usize)
 }
@@ -388,6 +388,7 @@ type Round = (Rates, Stretch, Stretch);
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::shapes::SHAPES;
 
     #[test]
     fn all_shapes_are_offered() {

@@ -179,7 +179,7 @@ impl Streams {
         }
         self.memories.push(memory);
         let policy = FoldPolicy { interval, phase: phase % interval, stateless: 0, window: rows };
-        self.cursors.extend(Cursor::restore(policy, START, START));
+        self.cursors.extend(Cursor::restore(policy, START, START, policy.window));
         self.scratch.push(LinearScratch::default());
         self.operands.push(Operands::new(spec, rows, seed));
         self.outputs.push(vec![0.0; rows * spec.value_heads * spec.value_dim]);

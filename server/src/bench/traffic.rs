@@ -71,7 +71,7 @@ mod tests {
     /// Mean bytes of a decoded token over a whole fold cycle.
     fn mean(spec: &LinearSpec, interval: usize) -> f64 {
         let policy = FoldPolicy { interval, phase: 0, stateless: 0, window: 8 };
-        let mut cursor = Cursor::restore(policy, 1024, 1024).unwrap();
+        let mut cursor = Cursor::restore(policy, 1024, 1024, policy.window).unwrap();
         let mut bytes = 0;
         for step in 0..2 * interval {
             let plan = cursor.plan(1, PassKind::Window);

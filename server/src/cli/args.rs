@@ -1,5 +1,7 @@
 //! The command line as typed. Nothing here is checked beyond its form: see [`super::settings`].
 
+use crate::bench::capacity::CapacityArgs;
+use crate::bench::linear::LinearArgs;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};

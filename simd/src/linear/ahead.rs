@@ -56,8 +56,8 @@ impl<'a> Asking<'a> {
     #[inline(always)]
     pub(super) fn ask<S: Simd>(&self, s: S, step: usize, count: usize) {
         for (ahead, rate) in self.ahead.iter().zip(self.rates) {
-            let to = ((step + count) * rate >> PLACES).min(ahead.lines);
-            for line in (step * rate >> PLACES)..to {
+            let to = (((step + count) * rate) >> PLACES).min(ahead.lines);
+            for line in ((step * rate) >> PLACES)..to {
                 s.prefetch(ahead.start.wrapping_add(line * LINE));
             }
         }

@@ -73,7 +73,7 @@ struct UnitScratch {
 thread_local! {
     /// Working memory of units that are not running. While a unit waits for its groups its thread may run another
     /// unit, so there can be several.
-    static IDLE: RefCell<Vec<Box<UnitScratch>>> = const { RefCell::new(Vec::new()) };
+    static IDLE: RefCell<Vec<UnitScratch>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Value head number `j` of those that read `key_head`.
