@@ -1,10 +1,11 @@
 //! The command line as typed. Nothing here is checked beyond its form: see [`super::settings`].
 
-use crate::bench::capacity::CapacityArgs;
-use crate::bench::linear::LinearArgs;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+use crate::bench::capacity::CapacityArgs;
+use crate::bench::linear::LinearArgs;
 
 /// Runs language models with linear attention on the CPU.
 #[derive(Debug, Parser)]

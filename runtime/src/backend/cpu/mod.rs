@@ -79,6 +79,15 @@ struct SegmentScratch {
     attention: AttentionScratch,
 }
 
+/// Whose rows a pass takes, and where they stand.
+struct Part<'a> {
+    slot: Slot,
+    /// Windows and folds; absent where no linear layer is passed.
+    plan: Option<&'a PassPlan>,
+    start: usize,
+    rows: usize,
+}
+
 /// One sequence of a batch while a pass runs over it.
 struct Running<'a> {
     memory: &'a mut SequenceMemory,
@@ -197,6 +206,38 @@ impl CpuBackend {
         }
         Ok(())
     }
+
+    /// Runs `work` on the team over the rows of a batch whose slots were checked; it gets the sequences, the number of
+    /// rows, and the working memory.
+    fn pass<'p>(
+        &mut self,
+        parts: impl Iterator<Item = Part<'p>> + Clone,
+        work: impl FnOnce(&Context<'_>, &mut [Running<'_>], usize, &mut Scratch) + Send,
+    ) {
+        let mut taken = take_memories(&mut self.sequences, parts.clone().map(|part| part.slot));
+        let mut running = Vec::with_capacity(taken.len());
+        let mut first = 0;
+        for (Part { plan, start, rows, .. }, (_, memory)) in parts.zip(&mut taken) {
+            let placement = plan.map(Placement::new).unwrap_or_default();
+            running.push(Running { memory, plan, placement, start, rows, first });
+            first += rows;
+        }
+        let scratch = &mut self.scratch;
+        if scratch.segments.len() < running.len() {
+            scratch.segments.resize_with(running.len(), SegmentScratch::default);
+        }
+        let context = Context {
+            spec: &self.spec,
+            weights: &self.weights,
+            kernels: self.kernels,
+            layout: &self.layout,
+            rotary: &self.rotary,
+            arithmetic: self.options.arithmetic,
+        };
+        self.team.run(|| work(&context, &mut running, first, scratch));
+        drop(running);
+        put_memories(&mut self.sequences, taken);
+    }
 }
 
 /// Refuses shapes beyond what the kernels are written for.
@@ -259,55 +300,24 @@ impl Backend for CpuBackend {
         outputs.logits.clear();
         outputs.hidden.clear();
         outputs.residuals.clear();
-        let mut taken = take_memories(&mut self.sequences, segments.iter().map(|segment| segment.slot));
-        let mut running = Vec::with_capacity(segments.len());
-        let mut first = 0;
-        for (segment, (_, memory)) in segments.iter().zip(&mut taken) {
-            let plan = segment.plan;
-            running.push(Running {
-                memory,
-                plan: Some(plan),
-                placement: Placement::new(plan),
-                start: plan.start,
-                rows: plan.rows,
-                first,
-            });
-            first += plan.rows;
-        }
-        let rows = first;
-        let scratch = &mut self.scratch;
-        if scratch.segments.len() < segments.len() {
-            scratch.segments.resize_with(segments.len(), SegmentScratch::default);
-        }
-        let context = Context {
-            spec: &self.spec,
-            weights: &self.weights,
-            kernels: self.kernels,
-            layout: &self.layout,
-            rotary: &self.rotary,
-            arithmetic: self.options.arithmetic,
-        };
-        self.team.run(|| {
+        let parts = segments.iter().map(|segment| Part {
+            slot: segment.slot,
+            plan: Some(segment.plan),
+            start: segment.plan.start,
+            rows: segment.plan.rows,
+        });
+        self.pass(parts, |context, running, rows, scratch| {
             let tokens = segments.iter().flat_map(|segment| segment.tokens.iter().copied());
-            context.embed(&self.weights.embedding, tokens, scratch);
-            for index in 0..self.spec.layers.len() {
+            context.embed(&context.weights.embedding, tokens, scratch);
+            let layers = context.spec.layers.iter().zip(&context.weights.layers).zip(&context.layout.slots);
+            for ((spec, weights), &slot) in layers {
                 if outputs.want_residuals {
-                    outputs.residuals.push(scratch.residual[..rows * self.spec.hidden].to_vec());
+                    outputs.residuals.push(scratch.residual[..rows * context.spec.hidden].to_vec());
                 }
-                let slot = self.layout.slots[index];
-                context.layer(
-                    &self.spec.layers[index],
-                    &self.weights.layers[index],
-                    slot,
-                    &mut running,
-                    rows,
-                    scratch,
-                );
+                context.layer(spec, weights, slot, running, rows, scratch);
             }
             context.head(segments, rows, scratch, outputs);
         });
-        drop(running);
-        put_memories(&mut self.sequences, taken);
         Ok(())
     }
 
@@ -316,9 +326,9 @@ impl Backend for CpuBackend {
         segments: &[MtpSegment<'_>],
         outputs: &mut Outputs,
     ) -> Result<(), BackendError> {
-        let (Some(mtp), Some(slot)) = (self.weights.mtp.clone(), self.layout.mtp) else {
+        if self.weights.mtp.is_none() || self.layout.mtp.is_none() {
             return Err(BackendError::NoMtp);
-        };
+        }
         for (i, segment) in segments.iter().enumerate() {
             self.memory(segment.slot)?;
             if segments[..i].iter().any(|other| other.slot == segment.slot) {
@@ -335,32 +345,17 @@ impl Backend for CpuBackend {
                 memory.prepare_pages(&self.layout, segment.start, end);
             }
         }
-        let mut taken = take_memories(&mut self.sequences, segments.iter().map(|segment| segment.slot));
-        let mut running = Vec::with_capacity(segments.len());
-        let mut first = 0;
-        for (segment, (_, memory)) in segments.iter().zip(&mut taken) {
-            let rows = segment.tokens.len();
-            let (start, placement) = (segment.start, Placement::default());
-            running.push(Running { memory, plan: None, placement, start, rows, first });
-            first += rows;
-        }
-        let scratch = &mut self.scratch;
-        if scratch.segments.len() < segments.len() {
-            scratch.segments.resize_with(segments.len(), SegmentScratch::default);
-        }
-        let context = Context {
-            spec: &self.spec,
-            weights: &self.weights,
-            kernels: self.kernels,
-            layout: &self.layout,
-            rotary: &self.rotary,
-            arithmetic: self.options.arithmetic,
-        };
-        self.team.run(|| {
-            context.mtp(&mtp, slot, segments, &mut running, first, scratch, outputs);
+        let parts = segments.iter().map(|segment| Part {
+            slot: segment.slot,
+            plan: None,
+            start: segment.start,
+            rows: segment.tokens.len(),
         });
-        drop(running);
-        put_memories(&mut self.sequences, taken);
+        self.pass(parts, |context, running, rows, scratch| {
+            if let (Some(mtp), Some(slot)) = (&context.weights.mtp, context.layout.mtp) {
+                context.mtp(mtp, slot, segments, running, rows, scratch, outputs);
+            }
+        });
         Ok(())
     }
 
