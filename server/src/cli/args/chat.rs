@@ -1,0 +1,74 @@
+//! Options of `chat`, and those that change during a conversation.
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser};
+
+use super::{ComputeArgs, GenerationArgs, ModelArgs, SamplingArgs};
+
+/// Talk with a model.
+#[derive(Args, Debug)]
+pub struct ChatArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub settings: ChatSettings,
+}
+
+/// Settings of a conversation; most can be changed in it.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ChatSettings {
+    /// What the model is told before the conversation
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub system_prompt: Option<String>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub generation: GenerationArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub compute: ComputeArgs,
+}
+
+/// Options that cannot change while a model runs.
+const FIXED: [&str; 4] = ["model", "mtp", "ctx-size", "threads"];
+
+impl ChatSettings {
+    /// Changes one option by its name on the command line.
+    ///
+    /// # Errors
+    /// No such option, or a value of the wrong kind.
+    pub fn set(&mut self, name: &str, value: &str) -> anyhow::Result<()> {
+        let name = name.trim_start_matches('-').replace('_', "-");
+        if FIXED.contains(&name.as_str()) {
+            anyhow::bail!("{name} cannot change while the model runs");
+        }
+        let command = ChangedSampling::command_for_update().mut_args(|argument| argument.env(None::<&str>));
+        let mut changed = ChangedSampling { sampling: self.sampling.clone(), predict: None };
+        // The equals sign keeps negative numbers from looking like options.
+        command
+            .try_get_matches_from([format!("--{name}={value}")])
+            .and_then(|matches| changed.update_from_arg_matches(&matches))
+            .map_err(|error| anyhow::anyhow!("{}", first_line(&error.to_string())))?;
+        self.sampling = changed.sampling;
+        self.generation.predict = changed.predict.unwrap_or(self.generation.predict);
+        Ok(())
+    }
+}
+
+/// The parser's message without its hints.
+fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
+}
+
+/// What can change during a conversation.
+#[derive(Debug, Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
+struct ChangedSampling {
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[arg(long, allow_negative_numbers = true)]
+    predict: Option<i64>,
+}

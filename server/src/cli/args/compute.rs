@@ -1,0 +1,45 @@
+//! Options about how to compute.
+
+use clap::{Args, ValueEnum};
+
+/// How to compute.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Computation")]
+pub struct ComputeArgs {
+    /// Threads; 0 for one per physical core
+    #[arg(short, long, value_name = "N", default_value_t = 0, env = "MILLPOND_THREADS")]
+    pub threads: usize,
+    /// Instruction set (scalar, avx2, avxvnni, avx512, avx512vnni, neon, neondot, neoni8mm); the best one if absent
+    #[arg(long, value_name = "NAME", env = "MILLPOND_ISA")]
+    pub isa: Option<String>,
+    /// Precision of the attention cache's keys
+    #[arg(long, value_name = "TYPE", env = "MILLPOND_CACHE_TYPE_K")]
+    pub cache_type_k: Option<CacheType>,
+    /// Precision of the attention cache's values; must be that of the keys
+    #[arg(long, value_name = "TYPE", env = "MILLPOND_CACHE_TYPE_V")]
+    pub cache_type_v: Option<CacheType>,
+    /// Tokens between folds of the buffer into the recurrent state; 1 is the plain recurrence
+    #[arg(long, value_name = "N", default_value_t = 16, env = "MILLPOND_BUFFER")]
+    pub buffer: usize,
+    /// Tokens below which a stream has no recurrent state; where buffer and state are of one size if absent
+    #[arg(long, value_name = "N", env = "MILLPOND_NO_STATE_BELOW")]
+    pub no_state_below: Option<usize>,
+}
+
+/// What quantised weights are multiplied with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ArithmeticName {
+    /// Activations rounded to 8 bits: what generation uses
+    Fast,
+    /// Activations in single precision: for comparisons with other programs
+    Exact,
+}
+
+/// Precision of the attention cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CacheType {
+    /// Single precision
+    F32,
+    /// Half precision
+    F16,
+}

@@ -1,0 +1,76 @@
+//! The command line as typed. Nothing here is checked beyond its form: see [`super::settings`].
+//! One file for each group of options; a verb's file flattens the groups it takes.
+
+mod bench;
+mod chat;
+mod completions;
+mod compute;
+mod doctor;
+mod generation;
+mod inspect;
+mod logits;
+mod model;
+mod perplexity;
+mod run;
+mod sampling;
+mod serve;
+mod tokenize;
+
+use clap::{Parser, Subcommand};
+
+pub use bench::{BenchArgs, BenchOutput, BenchPart};
+pub use chat::{ChatArgs, ChatSettings};
+pub use completions::CompletionsArgs;
+pub use compute::{ArithmeticName, CacheType, ComputeArgs};
+pub use doctor::DoctorArgs;
+pub use generation::GenerationArgs;
+pub use inspect::InspectArgs;
+pub use logits::LogitsArgs;
+pub use model::ModelArgs;
+pub use perplexity::PerplexityArgs;
+pub use run::RunArgs;
+pub use sampling::SamplingArgs;
+pub use serve::{ReasoningName, ServeArgs};
+pub use tokenize::TokenizeArgs;
+
+/// Runs language models with linear attention on the CPU.
+#[derive(Debug, Parser)]
+#[command(
+    name = "millpond",
+    version,
+    arg_required_else_help = true,
+    disable_help_subcommand = true,
+    after_help = "Without a verb, options mean `run`: millpond -m model.gguf -p \"Once upon a time\" -n 64\n\
+                  Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted"
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Continue a text
+    Run(Box<RunArgs>),
+    /// Talk with a model
+    Chat(Box<ChatArgs>),
+    /// Serve a model over HTTP
+    Serve(Box<ServeArgs>),
+    /// Show what is inside a model file and the memory it will need
+    #[command(alias = "show")]
+    Inspect(InspectArgs),
+    /// Turn text into token ids
+    Tokenize(TokenizeArgs),
+    /// Write the logits of every position of a text to a safetensors file
+    Logits(LogitsArgs),
+    /// Measure how fast a model reads and writes
+    Bench(Box<BenchArgs>),
+    /// Measure how well a model predicts a text
+    Perplexity(PerplexityArgs),
+    /// Look at this machine: processor, kernels, memory, bandwidth
+    Doctor(DoctorArgs),
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+}
