@@ -1,0 +1,278 @@
+//! What a layer does to a batch: norm, mixer, norm, feed-forward.
+
+use millpond_models::{AttentionSpec, FfnSpec, LayerSpec, LinearSpec, ModelSpec};
+use millpond_simd::kernels::Kernels;
+use millpond_simd::quant::dequantize_row;
+use rayon::prelude::*;
+
+use super::attention::{self, AttentionRows, RotaryTable};
+use super::ffn;
+use super::forward::{Running, Scratch};
+use super::linear::{self, LinearStream, RowInputs};
+use super::project::{Arithmetic, Products, project};
+use super::scratch::grown;
+use crate::state::layout::{MixerSlot, StateLayout};
+use crate::weights::{
+    AttentionWeights, FfnWeights, LayerWeights, LinearInput, LinearWeights, Matrix, MixerWeights,
+    ModelWeights,
+};
+
+/// What every layer of a pass reads.
+pub(super) struct Context<'a> {
+    pub(super) spec: &'a ModelSpec,
+    pub(super) weights: &'a ModelWeights,
+    pub(super) kernels: &'static Kernels,
+    pub(super) layout: &'a StateLayout,
+    pub(super) rotary: &'a [RotaryTable],
+    pub(super) arithmetic: Arithmetic,
+}
+
+impl Context<'_> {
+    pub(super) fn products(&self) -> Products {
+        Products { kernels: self.kernels.matmul, arithmetic: self.arithmetic }
+    }
+
+    /// Embeds tokens into the residual stream.
+    pub(super) fn embed(&self, embedding: &Matrix, tokens: impl Iterator<Item = u32>, scratch: &mut Scratch) {
+        let hidden = self.spec.hidden;
+        for (row, token) in tokens.enumerate() {
+            let residual = grown(&mut scratch.residual, (row + 1) * hidden);
+            let bytes = embedding.row_range(token as usize..token as usize + 1);
+            let row = &mut residual[row * hidden..];
+            dequantize_row(embedding.format(), bytes, row).expect("rows of a matrix are whole blocks");
+        }
+    }
+
+    /// `out[row] = rms_norm(x[row]) * weight`.
+    pub(super) fn norm_rows(&self, x: &[f32], weight: &[f32], out: &mut [f32]) {
+        let width = weight.len();
+        out.par_chunks_exact_mut(width).zip(x.par_chunks_exact(width)).for_each(|(out, x)| {
+            self.kernels.vector.rms_norm(x, weight, self.spec.norm_eps, out);
+        });
+    }
+
+    /// One layer over the batch.
+    pub(super) fn layer(
+        &self,
+        spec: &LayerSpec,
+        weights: &LayerWeights,
+        slot: MixerSlot,
+        running: &mut [Running<'_>],
+        rows: usize,
+        scratch: &mut Scratch,
+    ) {
+        let len = rows * self.spec.hidden;
+        grown(&mut scratch.added, len);
+        let normed = grown(&mut scratch.normed, len);
+        self.norm_rows(&scratch.residual[..len], &weights.mixer_norm, normed);
+        match (&weights.mixer, slot) {
+            (MixerWeights::Linear(mixer), MixerSlot::Linear(index)) => {
+                self.linear(index, mixer, running, rows, scratch);
+            }
+            (MixerWeights::Attention(mixer), MixerSlot::Attention(index)) => {
+                self.attention(index, mixer, running, rows, scratch);
+            }
+            _ => unreachable!("weights are loaded to the specification"),
+        }
+        self.add(len, scratch);
+        let normed = grown(&mut scratch.normed, len);
+        self.norm_rows(&scratch.residual[..len], &weights.ffn_norm, normed);
+        self.feed_forward(&spec.ffn, &weights.ffn, rows, scratch);
+        self.add(len, scratch);
+    }
+
+    /// Adds what a mixer or feed-forward returned to the residual stream.
+    fn add(&self, len: usize, scratch: &mut Scratch) {
+        self.kernels.vector.add_assign(&mut scratch.residual[..len], &scratch.added[..len]);
+    }
+
+    fn feed_forward(&self, spec: &FfnSpec, weights: &FfnWeights, rows: usize, scratch: &mut Scratch) {
+        let len = rows * self.spec.hidden;
+        let moe = if let FfnSpec::Moe(moe) = spec { Some(moe) } else { None };
+        let Scratch { normed, inputs, ffn, added, .. } = scratch;
+        ffn::run(
+            self.kernels,
+            self.products(),
+            moe,
+            weights,
+            &normed[..len],
+            rows,
+            inputs,
+            ffn,
+            &mut added[..len],
+        );
+    }
+
+    /// A linear mixer over the batch: projections for all rows together, the state sequence by sequence.
+    fn linear(
+        &self,
+        index: usize,
+        weights: &LinearWeights,
+        running: &mut [Running<'_>],
+        rows: usize,
+        scratch: &mut Scratch,
+    ) {
+        let spec = &self.layout.linear[index].spec;
+        let (channels, inner, heads) =
+            (spec.conv_channels(), spec.value_heads * spec.value_dim, spec.value_heads);
+        let len = rows * self.spec.hidden;
+        self.project_linear(spec, weights, rows, scratch);
+        let Scratch {
+            projections: [qkv, z, beta, alpha, _],
+            mixed,
+            gated,
+            mixed_inputs,
+            added,
+            segments,
+            ..
+        } = scratch;
+        let mixed = grown(mixed, rows * inner);
+        let mut outs = split_rows(mixed, running.iter().map(|r| r.rows), inner);
+        running.par_iter_mut().zip(segments.par_iter_mut()).zip(outs.par_iter_mut()).for_each(
+            |((sequence, scratch), out)| {
+                let Some(plan) = sequence.plan else { return };
+                let range = |width: usize| sequence.first * width..(sequence.first + sequence.rows) * width;
+                let stream = LinearStream {
+                    plan,
+                    placement: &sequence.placement,
+                    memory: sequence.memory,
+                    scratch: &mut scratch.linear,
+                    inputs: RowInputs::Projected {
+                        qkv: &qkv[range(channels)],
+                        beta: &beta[range(heads)],
+                        alpha: &alpha[range(heads)],
+                    },
+                    out,
+                };
+                linear::mix(self.kernels, self.layout, index, weights.into(), stream);
+            },
+        );
+        let gated = grown(gated, rows * inner);
+        let heads =
+            mixed.par_chunks_exact(spec.value_dim).zip(z[..rows * inner].par_chunks_exact(spec.value_dim));
+        gated.par_chunks_exact_mut(spec.value_dim).zip(heads).with_min_len(4).for_each(|(out, (head, z))| {
+            self.kernels.vector.gated_rms_norm(head, z, &weights.norm, self.spec.norm_eps, out);
+        });
+        mixed_inputs.set(self.products(), gated, rows, inner, [&weights.out]);
+        project(self.products(), mixed_inputs, [(&weights.out, &mut added[..len])]);
+    }
+
+    /// Queries, keys and values, gate, beta and alpha of all rows, each part in a buffer of its own.
+    fn project_linear(&self, spec: &LinearSpec, weights: &LinearWeights, rows: usize, scratch: &mut Scratch) {
+        let products = self.products();
+        let hidden = self.spec.hidden;
+        let (channels, inner, heads) =
+            (spec.conv_channels(), spec.value_heads * spec.value_dim, spec.value_heads);
+        let Scratch { normed, inputs, projections: [qkv, z, beta, alpha, fused], .. } = scratch;
+        let normed = &normed[..rows * hidden];
+        let qkv = grown(qkv, rows * channels);
+        let z = grown(z, rows * inner);
+        let beta = grown(beta, rows * heads);
+        let alpha = grown(alpha, rows * heads);
+        match &weights.input {
+            LinearInput::Split { qkv: wqkv, z: wz, beta: wbeta, alpha: walpha } => {
+                inputs.set(products, normed, rows, hidden, [wqkv, wz, wbeta, walpha]);
+                project(products, inputs, [(wqkv, qkv), (wz, z), (wbeta, beta), (walpha, alpha)]);
+            }
+            LinearInput::SplitFusedGates { qkv: wqkv, z: wz, ba } => {
+                let both = grown(fused, rows * 2 * heads);
+                inputs.set(products, normed, rows, hidden, [wqkv, wz, ba]);
+                project(products, inputs, [(wqkv, qkv), (wz, z), (ba, &mut *both)]);
+                split_gates(spec, both, beta, alpha);
+            }
+            LinearInput::ByKeyHead { qkvz, ba } => {
+                let joined = grown(fused, rows * (channels + inner + 2 * heads));
+                let (joined, both) = joined.split_at_mut(rows * (channels + inner));
+                inputs.set(products, normed, rows, hidden, [qkvz, ba]);
+                project(products, inputs, [(qkvz, &mut *joined), (ba, &mut *both)]);
+                split_by_key_head(spec, joined, qkv, z);
+                split_gates(spec, both, beta, alpha);
+            }
+        }
+    }
+
+    /// An attention mixer over the batch.
+    fn attention(
+        &self,
+        index: usize,
+        weights: &AttentionWeights,
+        running: &mut [Running<'_>],
+        rows: usize,
+        scratch: &mut Scratch,
+    ) {
+        let layout = &self.layout.attention[index];
+        let spec: &AttentionSpec = &layout.spec;
+        let (hidden, products) = (self.spec.hidden, self.products());
+        let q_width = spec.heads * spec.head_dim * if spec.output_gate { 2 } else { 1 };
+        let (kv_width, inner) = (spec.kv_heads * spec.head_dim, spec.heads * spec.head_dim);
+        let Scratch {
+            normed, inputs, projections: [q, k, v, ..], mixed, mixed_inputs, added, segments, ..
+        } = scratch;
+        let q = grown(q, rows * q_width);
+        let k = grown(k, rows * kv_width);
+        let v = grown(v, rows * kv_width);
+        inputs.set(products, &normed[..rows * hidden], rows, hidden, [&weights.q, &weights.k, &weights.v]);
+        project(products, inputs, [(&weights.q, &mut *q), (&weights.k, &mut *k), (&weights.v, &mut *v)]);
+        let mixed = grown(mixed, rows * inner);
+        let mut outs = split_rows(mixed, running.iter().map(|r| r.rows), inner);
+        let mut keys = split_rows(k, running.iter().map(|r| r.rows), kv_width);
+        let units = running.par_iter_mut().zip(segments.par_iter_mut());
+        units.zip(outs.par_iter_mut().zip(keys.par_iter_mut())).for_each(
+            |((sequence, scratch), (out, k))| {
+                let range = |width: usize| sequence.first * width..(sequence.first + sequence.rows) * width;
+                let rows = AttentionRows { q: &q[range(q_width)], k, v: &v[range(kv_width)], out };
+                attention::mix(
+                    self.kernels,
+                    layout,
+                    weights,
+                    &self.rotary[index],
+                    self.spec.norm_eps,
+                    sequence.start,
+                    sequence.memory,
+                    &mut scratch.attention,
+                    rows,
+                );
+            },
+        );
+        mixed_inputs.set(products, mixed, rows, inner, [&weights.out]);
+        project(products, mixed_inputs, [(&weights.out, &mut added[..rows * hidden])]);
+    }
+}
+
+/// Cuts `[rows][width]` values into one piece per sequence.
+fn split_rows(values: &mut [f32], rows: impl Iterator<Item = usize>, width: usize) -> Vec<&mut [f32]> {
+    let mut rest = values;
+    rows.map(|rows| {
+        let (piece, left) = std::mem::take(&mut rest).split_at_mut(rows * width);
+        rest = left;
+        piece
+    })
+    .collect()
+}
+
+/// From `[rows][key_heads][beta (r), alpha (r)]` to `[rows][value_heads]` each.
+fn split_gates(spec: &LinearSpec, both: &[f32], beta: &mut [f32], alpha: &mut [f32]) {
+    let group = spec.value_heads / spec.key_heads;
+    let parts = both.chunks_exact(2 * group);
+    for ((both, beta), alpha) in parts.zip(beta.chunks_exact_mut(group)).zip(alpha.chunks_exact_mut(group)) {
+        beta.copy_from_slice(&both[..group]);
+        alpha.copy_from_slice(&both[group..]);
+    }
+}
+
+/// From `[rows][key_heads][q, k, v (r), z (r)]` to `[rows][q.., k.., v..]` and `[rows][z..]`.
+fn split_by_key_head(spec: &LinearSpec, joined: &[f32], qkv: &mut [f32], z: &mut [f32]) {
+    let group = spec.value_heads / spec.key_heads * spec.value_dim;
+    let (dk, keys) = (spec.key_dim, spec.key_heads * spec.key_dim);
+    let (channels, inner) = (spec.conv_channels(), spec.value_heads * spec.value_dim);
+    let rows = joined.chunks_exact(channels + inner);
+    for ((joined, qkv), z) in rows.zip(qkv.chunks_exact_mut(channels)).zip(z.chunks_exact_mut(inner)) {
+        for (head, part) in joined.chunks_exact(2 * dk + 2 * group).enumerate() {
+            qkv[head * dk..(head + 1) * dk].copy_from_slice(&part[..dk]);
+            qkv[keys + head * dk..keys + (head + 1) * dk].copy_from_slice(&part[dk..2 * dk]);
+            let value = 2 * keys + head * group;
+            qkv[value..value + group].copy_from_slice(&part[2 * dk..2 * dk + group]);
+            z[head * group..(head + 1) * group].copy_from_slice(&part[2 * dk + group..]);
+        }
+    }
+}
