@@ -16,6 +16,9 @@ use crate::weights::{FfnWeights, GluWeights, LayerWeights, LinearInput, Matrix, 
 pub struct LoadOptions {
     /// Read the files into memory instead of mapping them.
     pub no_mmap: bool,
+    /// Map the files and keep them in memory, so that nothing of them is paged out. Where the system does not allow
+    /// that, loading fails with an [`std::io::Error`] around a [`mmap::LockError`](crate::file::mmap::LockError).
+    pub mlock: bool,
     /// A GGUF file with the multi-token-prediction head of a model that was published without it.
     pub mtp: Option<PathBuf>,
 }
@@ -79,7 +82,11 @@ impl Model {
     /// # Errors
     /// [`ModelError`], naming the file and what is wrong with it.
     pub fn load(path: &Path, options: &LoadOptions) -> Result<Arc<Model>, ModelError> {
-        let access = if options.no_mmap { Access::Read } else { Access::Map };
+        let access = match (options.no_mmap, options.mlock) {
+            (true, _) => Access::Read,
+            (false, true) => Access::Locked,
+            (false, false) => Access::Map,
+        };
         let options = load::LoadOptions { access, mtp: options.mtp.clone() };
         let loaded = load::load_model(path, &options)?;
         let fallback = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());

@@ -60,7 +60,7 @@ unsafe fn load_options(options: *const LoadOptions) -> Result<model::LoadOptions
     unsafe {
         let options = pointers::sized("options", options)?;
         let mtp = pointers::optional_string("mtp_path", options.mtp_path)?.map(Into::into);
-        Ok(model::LoadOptions { no_mmap: options.no_mmap != 0, mtp })
+        Ok(model::LoadOptions { no_mmap: options.no_mmap != 0, mtp, ..Default::default() })
     }
 }
 

@@ -15,8 +15,20 @@ pub enum Access {
     /// Mapped: nothing is read before it is used, pages are shared between processes and can be evicted.
     #[default]
     Map,
+    /// Mapped, read at once, and kept in memory until the last view is gone.
+    Locked,
     /// Read into memory once; immune to later changes of the file.
     Read,
+}
+
+/// The system does not let a file be kept in memory: the cause of the error that [`open`] returns then.
+#[derive(Debug, thiserror::Error)]
+#[error("{bytes} bytes cannot be locked in memory: {source}")]
+pub struct LockError {
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// What the system said.
+    pub source: std::io::Error,
 }
 
 /// A read-only map of a whole file.
@@ -48,7 +60,8 @@ pub fn open(path: &Path, access: Access) -> std::io::Result<Arc<dyn ByteSource>>
     }
     let file = File::open(path)?;
     match access {
-        Access::Map => map(&file),
+        Access::Map => Ok(Arc::new(map(&file)?)),
+        Access::Locked => locked(map(&file)?),
         Access::Read => read(file),
     }
 }
@@ -58,12 +71,23 @@ pub fn built_in(bytes: &'static [u8]) -> Arc<dyn ByteSource> {
     Arc::new(BuiltIn(bytes))
 }
 
-fn map(file: &File) -> std::io::Result<Arc<dyn ByteSource>> {
+fn locked(file: MappedFile) -> std::io::Result<Arc<dyn ByteSource>> {
+    // The system refuses to lock nothing.
+    if !file.0.is_empty()
+        && let Err(source) = file.0.lock()
+    {
+        let (kind, bytes) = (source.kind(), file.0.len() as u64);
+        return Err(std::io::Error::new(kind, LockError { bytes, source }));
+    }
+    Ok(Arc::new(file))
+}
+
+fn map(file: &File) -> std::io::Result<MappedFile> {
     // SAFETY: the map is private and read-only and its length is the file's length at this moment, so every byte of it
     // exists. Another process that shortens or rewrites the file while it is mapped is outside what a program can
     // prevent; the documentation says so and `Access::Read` is the way around it.
     let map = unsafe { Mmap::map(file)? };
-    Ok(Arc::new(MappedFile(map)))
+    Ok(MappedFile(map))
 }
 
 fn read(mut file: File) -> std::io::Result<Arc<dyn ByteSource>> {
@@ -87,7 +111,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         std::fs::write(&path, b"some bytes").unwrap();
-        for access in [Access::Map, Access::Read] {
+        for access in [Access::Map, Access::Locked, Access::Read] {
             assert_eq!(open(&path, access).unwrap().bytes(), b"some bytes");
         }
     }
@@ -97,7 +121,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         std::fs::write(&path, b"").unwrap();
-        for access in [Access::Map, Access::Read] {
+        for access in [Access::Map, Access::Locked, Access::Read] {
             assert!(open(&path, access).unwrap().bytes().is_empty());
         }
     }
@@ -105,7 +129,7 @@ mod tests {
     #[test]
     fn a_folder_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        for access in [Access::Map, Access::Read] {
+        for access in [Access::Map, Access::Locked, Access::Read] {
             let error = open(folder.path(), access).err().unwrap();
             assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
         }

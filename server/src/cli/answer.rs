@@ -1,25 +1,30 @@
 //! Answers on standard output, as they come.
 
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use millpond::engine::{Engine, EngineOptions, Event, Generation, RecvError, Usage};
 use millpond::model::Model;
-use millpond::text::ChatInput;
-use serde_json::Value;
+use millpond::text::reasoning::{AnswerPart, ReasoningSplitter};
 
+use super::args::{GenerationArgs, ReasoningFormat};
 use super::interrupt::Interrupt;
-use super::output;
-use super::settings::{self, Compute};
+use super::progress::Progress;
+use super::settings::Compute;
+use super::terminal::Style;
+use super::{machine, output};
 
 /// How often a wait looks for Ctrl-C.
 const POLL: Duration = Duration::from_millis(50);
 
+/// Tokens of a prompt from which its reading is worth a bar.
+const LONG_PROMPT: usize = 256;
+
 /// An answer and what it cost.
 #[derive(Debug)]
 pub(crate) struct Answer {
-    /// The text.
+    /// The text, without thoughts that were told apart.
     pub(crate) text: String,
     /// What it cost.
     pub(crate) usage: Usage,
@@ -41,43 +46,122 @@ pub(crate) fn start(model: &Arc<Model>, compute: &Compute, context: usize) -> an
     Ok(Engine::start(model.clone(), options)?)
 }
 
-/// Tokens of a conversation up to where the assistant's next answer begins.
-///
-/// # Errors
-/// The model has no chat template, or it refuses the conversation.
-pub(crate) fn encode_chat(model: &Model, messages: &[Value]) -> anyhow::Result<Vec<u32>> {
-    let template = model.template.as_ref().context("the model has no chat template")?;
-    let input = ChatInput { messages, add_generation_prompt: true, ..ChatInput::default() };
-    Ok(template.encode(&input, settings::tokenizer(model)?)?)
+/// What becomes of thoughts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Thoughts {
+    /// They are part of the text, marks and all.
+    InText,
+    /// They go to standard error.
+    Beside,
+    /// They are left out.
+    LeftOut,
 }
 
-/// Prints an answer as it comes. Ctrl-C ends it.
+impl Thoughts {
+    /// What a user wishes.
+    #[must_use]
+    pub(crate) fn wished(format: ReasoningFormat) -> Thoughts {
+        match format {
+            ReasoningFormat::None => Thoughts::InText,
+            ReasoningFormat::Auto if std::io::stderr().is_terminal() => Thoughts::Beside,
+            ReasoningFormat::Auto | ReasoningFormat::Hidden => Thoughts::LeftOut,
+        }
+    }
+}
+
+/// Prints an answer as it comes. Ctrl-C ends it. `splitter` tells thoughts from the answer, where they are told apart.
 ///
 /// # Errors
 /// The engine failed, or the reader of the output has gone.
-pub(crate) fn print(generation: &Generation, interrupt: &Interrupt) -> anyhow::Result<Answer> {
-    let mut answer = String::new();
+pub(crate) fn print(
+    generation: &Generation,
+    interrupt: &Interrupt,
+    splitter: Option<(ReasoningSplitter, Thoughts)>,
+) -> anyhow::Result<Answer> {
+    let mut shown = Shown { splitter, style: Style::stderr(), text: String::new(), is_thinking: false };
+    let mut reading = None;
     let usage = loop {
         match generation.recv_timeout(POLL) {
             Err(RecvError::Empty) => {}
             Err(RecvError::Ended) => anyhow::bail!("the engine has ended"),
+            Ok(Event::Prefill { done, total, cached }) => {
+                if total - cached.min(total) >= LONG_PROMPT {
+                    let start = || Progress::counted("reading the prompt", total as u64, "tokens");
+                    reading.get_or_insert_with(start).set(done as u64);
+                }
+            }
             Ok(Event::Token { text, .. }) => {
-                output::piece(&text)?;
-                answer.push_str(&text);
+                reading = None;
+                shown.push(&text)?;
             }
             Ok(Event::Done { text, usage, .. }) => {
-                output::piece(&text)?;
-                answer.push_str(&text);
+                reading = None;
+                shown.push(&text)?;
+                shown.end()?;
                 break usage;
             }
             Ok(Event::Error(error)) => return Err(error.into()),
-            Ok(Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_)) => {}
+            Ok(Event::Prompt(_) | Event::Embedding(_)) => {}
         }
         if interrupt.pressed() {
             generation.cancel();
         }
     };
-    Ok(Answer { text: answer, usage })
+    drop(reading);
+    Ok(Answer { text: shown.text, usage })
+}
+
+/// An answer on its way out.
+struct Shown {
+    splitter: Option<(ReasoningSplitter, Thoughts)>,
+    style: Style,
+    text: String,
+    is_thinking: bool,
+}
+
+impl Shown {
+    fn push(&mut self, text: &str) -> anyhow::Result<()> {
+        let mut parts = Vec::new();
+        match &mut self.splitter {
+            Some((splitter, thoughts)) if *thoughts != Thoughts::InText => splitter.push(text, &mut parts),
+            _ => parts.push(AnswerPart::Content(text.to_owned())),
+        }
+        parts.into_iter().try_for_each(|part| self.part(part))
+    }
+
+    fn end(&mut self) -> anyhow::Result<()> {
+        let mut parts = Vec::new();
+        if let Some((splitter, _)) = &mut self.splitter {
+            splitter.flush(&mut parts);
+        }
+        parts.into_iter().try_for_each(|part| self.part(part))?;
+        self.end_thoughts();
+        Ok(())
+    }
+
+    fn part(&mut self, part: AnswerPart) -> anyhow::Result<()> {
+        match part {
+            AnswerPart::Reasoning(text) => {
+                if self.splitter.as_ref().is_some_and(|(_, thoughts)| *thoughts == Thoughts::Beside) {
+                    eprint!("{}", self.style.faint(&text));
+                    self.is_thinking = true;
+                }
+                Ok(())
+            }
+            AnswerPart::Content(text) => {
+                self.end_thoughts();
+                output::piece(&text)?;
+                self.text.push_str(&text);
+                Ok(())
+            }
+        }
+    }
+
+    fn end_thoughts(&mut self) {
+        if std::mem::take(&mut self.is_thinking) {
+            eprint!("\n\n");
+        }
+    }
 }
 
 /// Ends the line that an answer left open, so that what follows stands on one of its own.
@@ -104,5 +188,26 @@ pub(crate) fn summary(usage: &Usage) -> String {
     if usage.drafted > 0 {
         line.push_str(&format!("; drafts: {} of {} accepted", usage.accepted, usage.drafted));
     }
+    if let Some(bytes) = machine::resident() {
+        line.push_str(&format!("; memory: {}", output::bytes(bytes)));
+    }
     line
+}
+
+/// A line about what the prompt cache was good for.
+#[must_use]
+pub(crate) fn cache_report(usage: &Usage) -> String {
+    let reason = usage.miss_reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    format!("cache: {} of {} prompt tokens reused{reason}", usage.cached_tokens, usage.prompt_tokens)
+}
+
+/// The lines that a user wants after an answer, on standard error.
+pub(crate) fn report(args: &GenerationArgs, usage: &Usage) {
+    let style = Style::stderr();
+    if args.stats {
+        eprintln!("{}", style.faint(&summary(usage)));
+    }
+    if args.print_cache_report {
+        eprintln!("{}", style.faint(&cache_report(usage)));
+    }
 }

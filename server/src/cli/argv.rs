@@ -1,10 +1,11 @@
 //! Command lines as users of llama.cpp type them, in the form the parser takes.
 //!
-//! Three differences: options of several letters behind one dash (`-ctk f16`), command lines without a verb
-//! (`millpond -m model.gguf -p "..."` means `run`), and options that have no meaning here (`-ngl`, `-fa`), which are
-//! dropped with one warning.
+//! The differences: options of several letters behind one dash (`-ctk f16`), command lines without a verb
+//! (`millpond -m model.gguf -p "..."` means `run`), layers on a card (`-ngl`), which name a device here, options that ask
+//! for what is the case anyway (`--jinja`), and options that have no meaning here (`-fa`), which are dropped with one
+//! warning.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 
 use clap::{Arg, Command};
 
@@ -18,8 +19,18 @@ const SPELLINGS: &[(&str, &str)] = &[
     ("-np", "--parallel"),
     ("-npl", "--streams"),
     ("-jf", "--json-schema-file"),
-    ("-mmp", "--mmap"),
+    ("-lm", "--load-mode"),
+    ("-dev", "--device"),
+    ("-hf", "--hf-repo"),
+    ("-hfr", "--hf-repo"),
+    ("-hff", "--hf-file"),
+    ("-hft", "--hf-token"),
+    ("-rea", "--reasoning"),
+    ("-md", "--model-draft"),
 ];
+
+/// How many layers lie on a card.
+const LAYERS: [&str; 3] = ["-ngl", "--gpu-layers", "--n-gpu-layers"];
 
 /// What follows an option that has no meaning here.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,9 +45,19 @@ enum Value {
 
 const SWITCH: Value = Value::Word(&["on", "off", "auto", "0", "1"]);
 
+/// Options of llama.cpp that ask for what is the case here anyway.
+const GRANTED: &[(&[&str], Value)] = &[
+    (&["-cb", "--cont-batching"], Value::None),
+    (&["--jinja", "--mmap", "-mmp", "--cache-prompt", "--warmup", "--repack"], Value::None),
+    (&["-no-cnv", "--no-conversation", "-st", "--single-turn"], Value::None),
+    (&["--no-display-prompt", "--simple-io", "--log-disable", "--no-perf"], Value::None),
+    (&["--no-context-shift", "-kvu", "--kv-unified", "-co"], Value::None),
+    (&["--color"], SWITCH),
+    (&["--metrics", "--slots", "--props"], Value::None),
+];
+
 /// Options of llama.cpp that change nothing here.
 const OBSOLETE: &[(&[&str], Value)] = &[
-    (&["-ngl", "--gpu-layers", "--n-gpu-layers"], Value::One),
     (&["-fa", "--flash-attn"], SWITCH),
     (&["-sm", "--split-mode"], Value::One),
     (&["-ts", "--tensor-split"], Value::One),
@@ -44,29 +65,24 @@ const OBSOLETE: &[(&[&str], Value)] = &[
     (&["-b", "--batch-size"], Value::One),
     (&["-ub", "--ubatch-size"], Value::One),
     (&["-tb", "--threads-batch"], Value::One),
-    (&["-nr", "--no-repack", "--repack"], Value::None),
+    (&["-nr", "--no-repack"], Value::None),
     (&["-nkvo", "--no-kv-offload", "--kv-offload"], Value::None),
-    (&["-kvu", "--kv-unified", "--no-kv-unified"], Value::None),
-    (&["-no-cnv", "--no-conversation"], Value::None),
-    (&["-cb", "--cont-batching", "-nocb", "--no-cont-batching"], Value::None),
+    (&["--no-kv-unified"], Value::None),
+    (&["-nocb", "--no-cont-batching"], Value::None),
     (&["--swa-full"], Value::None),
     (&["--cache-reuse"], Value::One),
     (&["--ctx-checkpoints", "--swa-checkpoints"], Value::One),
     (&["--checkpoint-min-step"], Value::One),
-    (&["--jinja", "--no-jinja"], Value::None),
-    (&["--no-warmup", "--warmup"], Value::None),
-    (&["--no-display-prompt"], Value::None),
-    (&["--simple-io"], Value::None),
-    (&["--log-disable"], Value::None),
-    (&["--context-shift", "--no-context-shift"], Value::None),
+    (&["--no-jinja"], Value::None),
+    (&["--no-warmup"], Value::None),
+    (&["--context-shift"], Value::None),
     (&["--numa"], Value::One),
     (&["--prio", "--prio-batch"], Value::One),
     (&["--poll", "--poll-batch"], Value::One),
     (&["--keep"], Value::One),
     (&["--threads-http"], Value::One),
-    (&["--metrics", "--slots", "--props", "--embedding", "--embeddings"], Value::None),
-    (&["--offline"], Value::None),
-    (&["--no-perf", "--perf"], Value::None),
+    (&["--embedding", "--embeddings"], Value::None),
+    (&["--perf"], Value::None),
 ];
 
 /// A command line in the parser's form.
@@ -76,13 +92,15 @@ pub struct CommandLine {
     pub arguments: Vec<OsString>,
     /// Options that were dropped, as typed.
     pub ignored: Vec<String>,
+    /// The number of layers that a card was to hold, where that is not 0.
+    pub card_layers: Option<String>,
 }
 
 /// Brings a command line into the form that `command` parses.
 #[must_use]
 pub fn normalize(command: &Command, arguments: impl IntoIterator<Item = OsString>) -> CommandLine {
     let mut arguments = arguments.into_iter().peekable();
-    let mut line = CommandLine { arguments: Vec::new(), ignored: Vec::new() };
+    let mut line = CommandLine { arguments: Vec::new(), ignored: Vec::new(), card_layers: None };
     line.arguments.extend(arguments.next());
     let verb = match arguments.peek().and_then(|first| first.to_str()) {
         Some("-h" | "--help" | "-V" | "--version") | None => {
@@ -109,17 +127,23 @@ pub fn normalize(command: &Command, arguments: impl IntoIterator<Item = OsString
             continue;
         };
         let option = spelled(text);
-        if find(options, &option).is_none()
-            && let Some(value) = obsolete(&option)
-        {
-            let given = drop_value(value, option.contains('='), &mut arguments);
-            // No layer on a GPU is what happens anyway.
-            if !(matches!(text, "-ngl" | "--gpu-layers" | "--n-gpu-layers")
-                && given.as_deref() == Some(OsStr::new("0")))
-            {
-                line.ignored.push(text.to_owned());
+        let name = option.split_once('=').map_or(option.as_str(), |(name, _)| name).to_owned();
+        if find(options, &option).is_none() {
+            let attached = option.split_once('=').map(|(_, value)| OsString::from(value));
+            if LAYERS.contains(&name.as_str()) {
+                let layers = attached.or_else(|| arguments.next());
+                line.layers(options, &layers.unwrap_or_default().to_string_lossy());
+                continue;
             }
-            continue;
+            if let Some(value) = meaning(GRANTED, &name) {
+                drop_value(value, attached.is_some(), &mut arguments);
+                continue;
+            }
+            if let Some(value) = meaning(OBSOLETE, &name) {
+                drop_value(value, attached.is_some(), &mut arguments);
+                line.ignored.push(text.to_owned());
+                continue;
+            }
         }
         let takes_next = !option.contains('=') && find(options, &option).is_some_and(takes_value);
         line.arguments.push(option.into());
@@ -128,6 +152,20 @@ pub fn normalize(command: &Command, arguments: impl IntoIterator<Item = OsString
         }
     }
     line
+}
+
+impl CommandLine {
+    /// Takes the number of layers that a card is to hold: none mean the processor, any the fastest device there is.
+    fn layers(&mut self, options: &Command, layers: &str) {
+        let device = if layers == "0" { "cpu" } else { "auto" };
+        if layers != "0" {
+            self.card_layers = Some(layers.to_owned());
+        }
+        // A device that the line names itself, before or after, is what counts.
+        if find(options, "--device").is_some() {
+            self.arguments.splice(2..2, ["--device".into(), device.into()]);
+        }
+    }
 }
 
 /// The option in the parser's spelling: dashes for underscores, two dashes before words.
@@ -147,7 +185,9 @@ fn spelled(text: &str) -> String {
     let glued_number = rest.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '=' | '-' | '.'));
     let repeated = letters.chars().all(|c| Some(c) == first);
     let number = letters.parse::<f64>().is_ok();
-    if rest.is_empty() || glued_number || repeated || number || obsolete(text).is_some() {
+    let known =
+        LAYERS.contains(&text) || [GRANTED, OBSOLETE].iter().any(|list| meaning(list, text).is_some());
+    if rest.is_empty() || glued_number || repeated || number || known {
         text.to_owned()
     } else {
         // Nothing here has such a name: the parser reports it with the nearest that exists.
@@ -155,25 +195,26 @@ fn spelled(text: &str) -> String {
     }
 }
 
-fn obsolete(option: &str) -> Option<Value> {
-    let name = option.split_once('=').map_or(option, |(name, _)| name);
-    OBSOLETE.iter().find(|(names, _)| names.contains(&name)).map(|(_, value)| *value)
+/// What follows an option of a list.
+fn meaning(list: &[(&[&str], Value)], name: &str) -> Option<Value> {
+    list.iter().find(|(names, _)| names.contains(&name)).map(|(_, value)| *value)
 }
 
 fn drop_value(
     value: Value,
     attached: bool,
     arguments: &mut std::iter::Peekable<impl Iterator<Item = OsString>>,
-) -> Option<OsString> {
-    let take = match value {
-        _ if attached => false,
+) {
+    let follows = match value {
         Value::None => false,
         Value::One => true,
         Value::Word(words) => {
             arguments.peek().and_then(|next| next.to_str()).is_some_and(|next| words.contains(&next))
         }
     };
-    if take { arguments.next() } else { None }
+    if follows && !attached {
+        arguments.next();
+    }
 }
 
 /// The option of `command` that `text` names, with one dash or two.
@@ -205,7 +246,8 @@ mod tests {
     use clap::CommandFactory;
 
     fn line(text: &str) -> (Vec<String>, Vec<String>) {
-        let command = crate::cli::args::Cli::command();
+        let mut command = crate::cli::args::Cli::command();
+        command.build();
         let arguments = std::iter::once("millpond").chain(text.split_whitespace()).map(OsString::from);
         let line = normalize(&command, arguments);
         let arguments = line.arguments.into_iter().skip(1).map(|argument| argument.into_string().unwrap());
@@ -235,10 +277,21 @@ mod tests {
 
     #[test]
     fn options_without_meaning_are_dropped_and_named() {
-        let (kept, ignored) = line("run -ngl 99 -fa on -fa -m a --cache-reuse 256 --swa-full -p x");
+        let (kept, ignored) = line("run -fa on -fa -m a --cache-reuse 256 --swa-full --mmap --color on -p x");
         assert_eq!(kept, words("run -m a -p x"));
-        assert_eq!(ignored, ["-ngl", "-fa", "-fa", "--cache-reuse", "--swa-full"]);
-        assert_eq!(line("run -ngl 0 -p x"), (words("run -p x"), vec![]));
+        assert_eq!(ignored, ["-fa", "-fa", "--cache-reuse", "--swa-full"]);
+    }
+
+    #[test]
+    fn layers_on_a_card_name_a_device() {
+        for (text, expected) in [
+            ("run -ngl 99 -p x", "run --device auto -p x"),
+            ("run -p x --n-gpu-layers=0", "run --device cpu -p x"),
+            ("-ngl 0 -p x -dev cpu", "run --device cpu -p x --device cpu"),
+            ("tokenize -ngl 5 x", "tokenize x"),
+        ] {
+            assert_eq!(line(text), (words(expected), vec![]), "{text}");
+        }
     }
 
     #[test]

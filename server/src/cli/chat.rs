@@ -1,22 +1,27 @@
 //! `millpond chat`: a conversation on the terminal.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
-use millpond::engine::{Engine, Request, Usage};
+use millpond::engine::{Engine, Request};
 use millpond::model::Model;
+use millpond::sample::grammar::GrammarSource;
 use millpond::state::memory::KvType;
+use millpond::text::reasoning::ReasoningSplitter;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
+use super::answer::Thoughts;
 use super::args::{ChatArgs, ChatSettings};
 use super::chat_line::{self, Line};
 use super::failure::{Interrupted, usage};
 use super::interrupt::Interrupt;
 use super::settings::{self, Compute};
-use super::{answer, run, sampling};
+use super::terminal::Style;
+use super::{answer, constraint, conversation, run, sampling};
 
 const HELP: &str = "\
 /help                 this list
@@ -37,7 +42,9 @@ Ctrl-C                stops the answer; without one, a second leaves";
 /// # Errors
 /// Wrong usage, a model that does not load or has no chat template, Ctrl-C twice.
 pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<()> {
-    talk(&args.settings)
+    let mut settings = args.settings.clone();
+    settings.model.model = settings.model.model.or_else(|| args.path.clone());
+    talk(&settings)
 }
 
 /// Holds a conversation until the user leaves.
@@ -46,11 +53,20 @@ pub(crate) fn run(args: &ChatArgs) -> anyhow::Result<()> {
 /// As [`run`].
 pub(crate) fn talk(settings: &ChatSettings) -> anyhow::Result<()> {
     let compute = Compute::new(&settings.compute, KvType::F16)?;
-    let model = settings::load_model(&settings.model)?;
+    let options = conversation::all_options(&settings.template, &settings.reasoning)?;
+    let grammar = constraint::source(&settings.constraint)?;
+    let mut settings = settings.clone();
+    let system = settings.system_prompt.take().map(|text| settings.generation.unescaped(&text));
+    settings.system_prompt = settings::text_of(system.as_deref(), settings.system_prompt_file.as_deref())?;
+    let model = conversation::apply_template(settings::load_model(&settings.model)?, &settings.template)?;
     model.template.as_ref().context("the model has no chat template; `run` continues texts")?;
     let engine = answer::start(&model, &compute, settings.generation.ctx_size)?;
     let interrupt = Interrupt::install()?;
-    let mut chat = Chat { model, engine, interrupt, settings: settings.clone(), messages: Vec::new() };
+    if std::io::stdin().is_terminal() && std::io::stderr().is_terminal() {
+        let words = format!("{}: say something; /help lists what else there is", model.info.name);
+        eprintln!("{}", Style::stderr().faint(&words));
+    }
+    let mut chat = Chat { model, engine, interrupt, settings, options, grammar, messages: Vec::new() };
     chat.check_settings()?;
     chat.reset();
     let mut prompt = Prompt::new()?;
@@ -76,7 +92,7 @@ pub(crate) fn talk(settings: &ChatSettings) -> anyhow::Result<()> {
 fn report(result: anyhow::Result<()>) -> anyhow::Result<()> {
     match result {
         Err(error) if super::failure::exit_code(&error) != 0 => {
-            eprintln!("{error:#}");
+            eprintln!("{}", Style::stderr().alarm(&super::failure::text(&error)));
             Ok(())
         }
         other => other,
@@ -89,6 +105,9 @@ struct Chat {
     engine: Engine,
     interrupt: Interrupt,
     settings: ChatSettings,
+    /// Further variables for the template.
+    options: Map<String, Value>,
+    grammar: Option<GrammarSource>,
     messages: Vec<Value>,
 }
 
@@ -116,25 +135,24 @@ impl Chat {
 
     fn answer(&mut self) -> anyhow::Result<()> {
         self.interrupt.take();
+        let prompt = conversation::encode(&self.model, &self.messages, &self.options)?;
+        let splitter = ReasoningSplitter::new(conversation::starts_thinking(&self.model, &prompt));
+        let thoughts = Thoughts::wished(self.settings.reasoning.reasoning_format);
         let request = Request {
             max_tokens: run::max_tokens(&self.settings.generation)?,
             sampling: sampling::params(&self.settings.sampling, self.model.spec.vocab)?,
-            stop: self.settings.generation.reverse_prompt.clone(),
+            stop: self.settings.generation.stops(),
             ignore_eos: self.settings.generation.ignore_eos,
-            ..Request::new(answer::encode_chat(&self.model, &self.messages)?)
+            grammar: self.grammar.clone(),
+            ..Request::new(prompt)
         };
-        let answer = answer::print(&self.engine.handle().submit(request)?, &self.interrupt)?;
+        let generation = run::submit(&self.engine, request)?;
+        let answer = answer::print(&generation, &self.interrupt, Some((splitter, thoughts)))?;
         answer::end_line(&answer)?;
         self.interrupt.take();
         self.messages.push(json!({"role": "assistant", "content": answer.text}));
-        self.show(&answer.usage);
+        answer::report(&self.settings.generation, &answer.usage);
         Ok(())
-    }
-
-    fn show(&self, usage: &Usage) {
-        if self.settings.generation.stats {
-            eprintln!("{}", answer::summary(usage));
-        }
     }
 
     /// Takes back the last question and its answer.

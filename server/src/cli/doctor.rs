@@ -1,5 +1,7 @@
 //! `millpond doctor`: what this machine has, what is used of it, and what would make it faster.
 
+use std::ffi::OsString;
+
 use millpond::par::default_threads;
 use millpond::state::memory::KvType;
 use millpond_simd::Isa;
@@ -8,7 +10,7 @@ use serde_json::json;
 use super::args::DoctorArgs;
 use super::machine::Machine;
 use super::settings::Compute;
-use super::{bandwidth, output};
+use super::{bandwidth, config, output};
 use crate::built_in;
 
 /// Runs the command.
@@ -44,10 +46,20 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
         ("page", bytes(machine.page)),
         ("large pages", machine.huge_pages.clone().unwrap_or_else(|| "unknown".to_owned())),
         ("read bandwidth", format!("{:.1} GB/s with {threads} threads", read / 1e9)),
+        ("configuration", configuration()?),
         ("built-in model", format!("{} ({})", built_in::NAME, output::bytes(built_in::bytes().len() as u64))),
     ];
     rows.iter().try_for_each(|(name, value)| output::line(&format!("{name:15} {value}")))?;
     advice.iter().try_for_each(|text| output::line(&format!("{:15} {text}", "advice")))
+}
+
+/// The configuration file and what it sets.
+fn configuration() -> anyhow::Result<String> {
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    match config::path(&arguments) {
+        Some(path) => Ok(format!("{} ({})", path.display(), config::keys(&path)?.join(", "))),
+        None => Ok("none".to_owned()),
+    }
 }
 
 /// What would make this machine faster.

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use super::terminal::Style;
+
 /// A command line that makes no sense, beyond what the parser finds: exit code 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -34,8 +36,23 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 /// Prints an error, unless it is one that needs no words.
 pub fn report(error: &anyhow::Error) {
     if !is_broken_pipe(error) && !error.is::<Interrupted>() {
-        eprintln!("millpond: {error:#}");
+        eprintln!("{}: {}", Style::stderr().alarm("millpond"), text(error));
     }
+}
+
+/// An error and its causes on one line. Many errors tell their cause themselves: it is not told twice.
+#[must_use]
+pub fn text(error: &anyhow::Error) -> String {
+    error.chain().fold(String::new(), |mut text, cause| {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+        text
+    })
 }
 
 /// Whether the reader of our output has gone, as `| head` does: no failure.
@@ -48,6 +65,15 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = || io::Error::other("disk on fire");
+        let error = anyhow::Error::new(cause()).context("cannot read x: disk on fire");
+        assert_eq!(text(&error), "cannot read x: disk on fire");
+        let error = anyhow::Error::new(cause()).context("cannot read x");
+        assert_eq!(text(&error), "cannot read x: disk on fire");
+    }
 
     #[test]
     fn codes_are_those_documented() {

@@ -8,6 +8,12 @@ pub(crate) fn state() -> Option<PathBuf> {
     under("XDG_STATE_HOME", ".local/state")
 }
 
+/// Folder of the configuration.
+#[must_use]
+pub(crate) fn configuration() -> Option<PathBuf> {
+    under("XDG_CONFIG_HOME", ".config")
+}
+
 fn under(variable: &str, fallback: &str) -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     // The specification of these variables says to ignore relative paths.

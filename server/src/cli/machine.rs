@@ -64,6 +64,25 @@ impl Machine {
     }
 }
 
+/// How much memory this process may lock, as the system words it; `None` where it does not say.
+#[must_use]
+pub(crate) fn lock_limit() -> Option<String> {
+    soft_limit(&fs::read_to_string("/proc/self/limits").unwrap_or_default(), "Max locked memory")
+}
+
+/// The soft limit in a table of limits, with bytes made readable.
+fn soft_limit(table: &str, name: &str) -> Option<String> {
+    let rest = table.lines().find_map(|line| line.strip_prefix(name))?;
+    let value = rest.split_whitespace().next()?;
+    Some(value.parse().map_or_else(|_| value.to_owned(), super::output::bytes))
+}
+
+/// Bytes of memory this process holds, as the system counts them.
+#[must_use]
+pub(crate) fn resident() -> Option<u64> {
+    kibibytes(&fs::read_to_string("/proc/self/status").unwrap_or_default(), "VmRSS")
+}
+
 /// The value of the first line `name : value`.
 fn field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     text.lines().find_map(|line| {
@@ -99,6 +118,8 @@ mod tests {
             Some(24_689_068 * 1024)
         );
         assert_eq!(kibibytes("nothing", "MemTotal"), None);
+        let limits = "Limit   Soft Limit  Hard Limit  Units\nMax locked memory  8388608  unlimited  bytes\n";
+        assert_eq!(soft_limit(limits, "Max locked memory").as_deref(), Some("8.0 MiB"));
         assert_eq!(bracketed("always [madvise] never\n").as_deref(), Some("madvise"));
         let cpu = "model name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx2 fma avx512f\n";
         assert_eq!(field(cpu, "model name"), Some("Some CPU @ 2 GHz"));

@@ -9,20 +9,29 @@ mod bench_report;
 mod chat;
 mod chat_line;
 mod completions;
+mod config;
+mod constraint;
+mod conversation;
 mod doctor;
+mod escapes;
 mod evaluate;
 pub mod failure;
 mod folders;
 mod inspect;
 mod interrupt;
+mod logging;
 mod logits;
 mod machine;
+mod nearest;
+mod origin;
 mod output;
 mod perplexity;
+mod progress;
 mod run;
 mod sampling;
 mod serve;
 pub mod settings;
+mod terminal;
 mod tokenize;
 
 use std::ffi::OsString;
@@ -35,24 +44,48 @@ use args::{Cli, Verb};
 /// Runs a command line, the program's name first.
 #[must_use]
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let command = Cli::command();
-    let line = argv::normalize(&command, arguments);
+    match prepare(arguments.into_iter().collect()) {
+        Err(code) => code,
+        Ok(cli) => match logging::start(&cli.common).and_then(|()| dispatch(&cli.verb)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                failure::report(&error);
+                ExitCode::from(failure::exit_code(&error))
+            }
+        },
+    }
+}
+
+/// Reads a command line, with the environment and the configuration file behind it, and warns of options without
+/// meaning; a code where there is nothing to run.
+fn prepare(arguments: Vec<OsString>) -> Result<Cli, ExitCode> {
+    let file = config::path(&arguments);
+    let plain = Cli::command();
+    let mut built = plain.clone();
+    built.build();
+    let line = argv::normalize(&built, arguments);
+    let verb = line.arguments.get(1).map(|verb| verb.to_string_lossy().into_owned()).unwrap_or_default();
+    let mut command = origin::with_environment(plain);
+    if let Some(file) = file {
+        command = config::apply(command, &file).map_err(|error| {
+            failure::report(&failure::usage(error.to_string()));
+            ExitCode::from(2)
+        })?;
+    }
+    let command = origin::without_rivals(command, &line.arguments);
     let parsed =
-        command.try_get_matches_from(line.arguments).and_then(|matches| Cli::from_arg_matches(&matches));
-    let cli = match parsed {
-        Ok(cli) => cli,
-        Err(error) => return report_usage(&error),
-    };
+        command.try_get_matches_from(&line.arguments).and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = parsed.map_err(|mut error| {
+        nearest::complete(&mut error, &built, &verb);
+        report_usage(&error)
+    })?;
     if !line.ignored.is_empty() {
         eprintln!("millpond: ignored, as they have no meaning here: {}", line.ignored.join(" "));
     }
-    match dispatch(&cli.verb) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            failure::report(&error);
-            ExitCode::from(failure::exit_code(&error))
-        }
+    if let Some(layers) = line.card_layers.filter(|_| !settings::has_cuda()) {
+        eprintln!("millpond: -ngl {layers}: this build has no CUDA backend, the processor computes");
     }
+    Ok(cli)
 }
 
 /// Help and version go to standard output with code 0, wrong usage to standard error with code 2.

@@ -1,56 +1,105 @@
 //! `millpond run`: continue a text.
 
 use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 
-use millpond::engine::Request;
+use millpond::engine::{Engine, Generation, Request, SubmitError};
 use millpond::model::Model;
 use millpond::state::memory::KvType;
+use millpond::text::reasoning::ReasoningSplitter;
 use serde_json::json;
 
-use super::args::{GenerationArgs, RunArgs};
+use super::answer::Thoughts;
+use super::args::{GenerationArgs, ModelArgs, RunArgs};
 use super::failure::{Interrupted, usage};
 use super::interrupt::Interrupt;
 use super::settings::{self, Compute};
-use super::{answer, chat, sampling};
+use super::{answer, chat, constraint, conversation, sampling};
 
 /// Runs the command.
 ///
 /// # Errors
 /// Wrong usage, a model that does not load, Ctrl-C.
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
-    let Some(text) = prompt(args)? else { return chat::talk(&args.chat_settings()) };
+    let (named, words) = split_model(args);
+    let model_args = ModelArgs { model: args.model.model.clone().or(named), ..args.model.clone() };
+    let Some(text) = prompt(args, words)? else {
+        return chat::talk(&super::args::ChatSettings { model: model_args, ..args.chat_settings() });
+    };
     let compute = Compute::new(&args.compute, KvType::F16)?;
-    let model = settings::load_model(&args.model)?;
+    let grammar = constraint::source(&args.constraint)?;
+    let model = conversation::apply_template(settings::load_model(&model_args)?, &args.template)?;
     let tokens = encode(args, &model, &text)?;
-    let request = request(args, &model, tokens)?;
+    let splitter = is_chat(args).then(|| {
+        let starts_inside = conversation::starts_thinking(&model, &tokens);
+        (ReasoningSplitter::new(starts_inside), Thoughts::wished(args.reasoning.reasoning_format))
+    });
+    let request = Request { grammar, ..request(args, &model, tokens)? };
     let engine = answer::start(&model, &compute, args.generation.ctx_size)?;
     let interrupt = Interrupt::install()?;
-    let answer = answer::print(&engine.handle().submit(request)?, &interrupt)?;
+    let answer = answer::print(&submit(&engine, request)?, &interrupt, splitter)?;
     // A file gets the text as it is.
     if std::io::stdout().is_terminal() {
         answer::end_line(&answer)?;
     }
-    if args.generation.stats {
-        eprintln!("{}", answer::summary(&answer.usage));
-    }
+    answer::report(&args.generation, &answer.usage);
     if interrupt.pressed() { Err(Interrupted.into()) } else { Ok(()) }
 }
 
+/// Hands a request to the engine; one that makes no sense is wrong usage.
+///
+/// # Errors
+/// What the engine says.
+pub(crate) fn submit(engine: &Engine, request: Request) -> anyhow::Result<Generation> {
+    engine.handle().submit(request).map_err(|error| match error {
+        SubmitError::Invalid(message) => usage(message),
+        other => other.into(),
+    })
+}
+
+/// The model that stands before the prompt, as in `run model.gguf Once upon`, and the words after it.
+fn split_model(args: &RunArgs) -> (Option<PathBuf>, &[String]) {
+    match args.text.split_first() {
+        Some((first, rest)) if args.model.model.is_none() && is_model(Path::new(first)) => {
+            (Some(PathBuf::from(first)), rest)
+        }
+        _ => (None, &args.text),
+    }
+}
+
+fn is_model(path: &Path) -> bool {
+    let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    is_gguf && path.is_file() || path.join("config.json").is_file()
+}
+
 /// The prompt; `None` where there is none and a person sits there to be asked.
-fn prompt(args: &RunArgs) -> anyhow::Result<Option<String>> {
-    let direct = args.text.as_deref().or(args.prompt.as_deref());
-    match settings::text_of(direct, args.file.as_deref())? {
+fn prompt(args: &RunArgs, words: &[String]) -> anyhow::Result<Option<String>> {
+    let typed = args.prompt.as_deref().map(|text| args.generation.unescaped(text));
+    let sources = [!words.is_empty(), typed.is_some(), args.file.is_some()];
+    if sources.into_iter().filter(|&given| given).count() > 1 {
+        return Err(usage("a prompt on the line, -p and -f cannot be used with each other"));
+    }
+    let direct = settings::joined(words).or(typed);
+    match settings::text_of(direct.as_deref(), args.file.as_deref())? {
         Some(text) => Ok(Some(text)),
         None if std::io::stdin().is_terminal() => Ok(None),
         None => settings::read_stdin().map(Some),
     }
 }
 
+/// Whether the text is a question to be asked with the chat template.
+fn is_chat(args: &RunArgs) -> bool {
+    args.chat || args.system_prompt.is_some() || args.system_prompt_file.is_some()
+}
+
 fn encode(args: &RunArgs, model: &Model, text: &str) -> anyhow::Result<Vec<u32>> {
-    if args.chat {
-        let system = args.system_prompt.iter().map(|text| json!({"role": "system", "content": text}));
+    if is_chat(args) {
+        let system = args.system_prompt.as_deref().map(|text| args.generation.unescaped(text));
+        let system = settings::text_of(system.as_deref(), args.system_prompt_file.as_deref())?;
+        let system = system.iter().map(|text| json!({"role": "system", "content": text}));
         let messages: Vec<_> = system.chain([json!({"role": "user", "content": text})]).collect();
-        return answer::encode_chat(model, &messages);
+        let options = conversation::all_options(&args.template, &args.reasoning)?;
+        return conversation::encode(model, &messages, &options);
     }
     let tokenizer = settings::tokenizer(model)?;
     let bos = tokenizer.special().bos.filter(|_| tokenizer.add_bos());
@@ -64,7 +113,7 @@ fn request(args: &RunArgs, model: &Model, prompt: Vec<u32>) -> anyhow::Result<Re
     Ok(Request {
         max_tokens: max_tokens(&args.generation)?,
         sampling: sampling::params(&args.sampling, model.spec.vocab)?,
-        stop: args.generation.reverse_prompt.clone(),
+        stop: args.generation.stops(),
         ignore_eos: args.generation.ignore_eos,
         cache_prompt: false,
         ..Request::new(prompt)
@@ -77,7 +126,23 @@ fn request(args: &RunArgs, model: &Model, prompt: Vec<u32>) -> anyhow::Result<Re
 /// Wrong usage.
 pub(crate) fn max_tokens(args: &GenerationArgs) -> anyhow::Result<Option<usize>> {
     match args.predict {
-        -1 => Ok(None),
+        // -2, "until the context is full", is what -1 means here: contexts do not shift.
+        -1 | -2 => Ok(None),
         count => usize::try_from(count).map(Some).map_err(|_| usage(format!("-n {count} is negative"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_first_word_that_is_a_model_is_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("m.GGUF");
+        std::fs::write(&file, b"").unwrap();
+        assert!(is_model(&file) && !is_model(folder.path()) && !is_model(Path::new("no.gguf")));
+        std::fs::write(folder.path().join("config.json"), b"{}").unwrap();
+        assert!(is_model(folder.path()));
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::args::{ReasoningName, ServeArgs};
 use super::failure::usage;
 use super::settings::{self, Compute};
-use super::{run, sampling};
+use super::{conversation, run, sampling};
 use crate::http::config::{DEFAULT_PORT, ServerConfig};
 use crate::http::listen::{self, Listener};
 use crate::http::state::AppState;
@@ -28,6 +28,9 @@ const MAX_KEY_FILE: usize = 1 << 20;
 /// # Errors
 /// Wrong usage, an address that cannot be listened at, a model that does not load.
 pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
+    let mut args = args.clone();
+    args.model.model = args.model.model.or_else(|| args.path.clone());
+    let args = &args;
     let compute = Compute::new(&args.compute, KvType::F16)?;
     let config = config(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -66,6 +69,7 @@ fn config(args: &ServeArgs) -> anyhow::Result<ServerConfig> {
             ReasoningName::Off => Some(false),
             ReasoningName::Auto => None,
         },
+        template_options: conversation::template_options(&args.template)?,
         metrics: !args.no_metrics,
         slots: !args.no_slots,
         page: !args.no_ui,
@@ -147,9 +151,10 @@ fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
 
 /// Loads the model and starts the engine, while the server already answers that it does.
 async fn load(args: &ServeArgs, compute: Compute, state: &AppState) -> anyhow::Result<Engine> {
-    let (model, options) = (args.model.clone(), engine_options(args, &compute));
+    let (model, template, options) =
+        (args.model.clone(), args.template.clone(), engine_options(args, &compute));
     let engine = tokio::task::spawn_blocking(move || -> anyhow::Result<Engine> {
-        let model = settings::load_model(&model)?;
+        let model = conversation::apply_template(settings::load_model(&model)?, &template)?;
         Ok(Engine::start(model, options)?)
     });
     let engine = engine.await.context("loading failed")??;

@@ -6,32 +6,80 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use millpond::backend::cpu::Arithmetic;
-use millpond::model::{LoadOptions, Model};
+use millpond::file::mmap::LockError;
+use millpond::load::LoadError;
+use millpond::model::{LoadOptions, Model, ModelError};
 use millpond::runner::BufferOptions;
 use millpond::state::memory::KvType;
 use millpond::text::Tokenizer;
 use millpond_simd::Isa;
 
-use super::args::{ArithmeticName, CacheType, ComputeArgs, ModelArgs};
+use super::args::{ArithmeticName, CacheType, ComputeArgs, DeviceName, LoadMode, ModelArgs};
 use super::failure::usage;
+use super::progress::Progress;
 use crate::built_in;
 
 /// Longest text a command reads, in bytes.
 const MAX_TEXT: u64 = 256 << 20;
+
+/// Whether a CUDA card can compute whole models: no backend for that is part of this program yet.
+#[must_use]
+pub(crate) fn has_cuda() -> bool {
+    false
+}
 
 /// Loads the model named, or the one in the binary.
 ///
 /// # Errors
 /// What is wrong with the model's files.
 pub fn load_model(args: &ModelArgs) -> anyhow::Result<Arc<Model>> {
-    match &args.model {
+    let started = std::time::Instant::now();
+    let model = match &args.model {
         Some(path) => {
-            let options = LoadOptions { no_mmap: args.no_mmap, mtp: args.mtp.clone() };
-            Model::load(path, &options).with_context(|| format!("cannot load {}", path.display()))
+            let waiting = Progress::waiting(&format!("loading {}", path.display()));
+            let model = load_file(path, args);
+            drop(waiting);
+            model.with_context(|| format!("cannot load {}", path.display()))?
         }
-        None if args.mtp.is_some() => Err(usage("--mtp needs the model it belongs to (-m)")),
-        None => Model::from_static(built_in::bytes()).context("cannot load the built-in model"),
+        None if args.mtp.is_some() => return Err(usage("--mtp needs the model it belongs to (-m)")),
+        None => Model::from_static(built_in::bytes()).context("cannot load the built-in model")?,
+    };
+    if args.model.is_none() && locks(args) {
+        tracing::warn!("--mlock does not apply to the built-in model: it is part of the program");
     }
+    tracing::info!(
+        name = model.info.name,
+        parameters = model.info.parameters,
+        bytes = model.info.bytes,
+        milliseconds = started.elapsed().as_millis() as u64,
+        "model loaded"
+    );
+    Ok(model)
+}
+
+fn locks(args: &ModelArgs) -> bool {
+    args.mlock || args.load_mode == Some(LoadMode::Mlock)
+}
+
+/// Loads a file or folder. Where the system does not let it be locked, it is used without, with a word about the limit.
+fn load_file(path: &Path, args: &ModelArgs) -> Result<Arc<Model>, ModelError> {
+    let no_mmap = args.no_mmap || args.load_mode == Some(LoadMode::None);
+    let options = LoadOptions { no_mmap, mtp: args.mtp.clone(), mlock: locks(args) };
+    match Model::load(path, &options) {
+        Err(error) if is_refused_lock(&error) => {
+            let limit = super::machine::lock_limit();
+            let limit =
+                limit.map(|limit| format!(" (limit: {limit}; `ulimit -l` raises it)")).unwrap_or_default();
+            tracing::warn!("--mlock: {error}{limit}; going on without");
+            Model::load(path, &LoadOptions { mlock: false, ..options })
+        }
+        other => other,
+    }
+}
+
+fn is_refused_lock(error: &ModelError) -> bool {
+    let ModelError::Load(LoadError::Io { source, .. }) = error else { return false };
+    source.get_ref().is_some_and(|inner| inner.is::<LockError>())
 }
 
 /// The tokenizer of a model.
@@ -65,6 +113,9 @@ impl Compute {
     pub fn new(args: &ComputeArgs, kv_type: KvType) -> anyhow::Result<Compute> {
         if args.threads > 1024 {
             return Err(usage(format!("--threads {} exceeds 1024", args.threads)));
+        }
+        if args.device == DeviceName::Cuda && !has_cuda() {
+            anyhow::bail!("--device cuda: this build has no CUDA backend");
         }
         let isa = match &args.isa {
             None => Isa::detect(),
@@ -114,6 +165,12 @@ fn cache_type(args: &ComputeArgs, default: KvType) -> anyhow::Result<KvType> {
         (Some(name), _) | (None, Some(name)) => Ok(kv_type(name)),
         (None, None) => Ok(default),
     }
+}
+
+/// Words of a command line as one text; `None` if there are none.
+#[must_use]
+pub fn joined(words: &[String]) -> Option<String> {
+    (!words.is_empty()).then(|| words.join(" "))
 }
 
 /// The text a command was given: directly, or in a file. A file's last line break is not part of it, as in llama.cpp.

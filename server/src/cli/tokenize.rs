@@ -10,8 +10,8 @@ use super::{output, settings};
 /// # Errors
 /// A model that does not load, a text that cannot be read.
 pub(crate) fn run(args: &TokenizeArgs) -> anyhow::Result<()> {
-    let direct = args.text.as_deref().or(args.prompt.as_deref());
-    let text = match settings::text_of(direct, args.file.as_deref())? {
+    let words = settings::joined(&args.text);
+    let text = match settings::text_of(words.as_deref().or(args.prompt.as_deref()), args.file.as_deref())? {
         Some(text) => text,
         None => settings::read_stdin()?,
     };

@@ -178,6 +178,9 @@ impl Conversation {
         } else if let Some(thinking) = state.config().thinking {
             options.entry("enable_thinking").or_insert(thinking.into());
         }
+        for (name, value) in &state.config().template_options {
+            options.entry(name.clone()).or_insert_with(|| value.clone());
+        }
         options
     }
 

@@ -37,6 +37,8 @@ pub struct ServerConfig {
     pub sampling: SamplingParams,
     /// Whether the model thinks before it answers, where its template knows the difference and the request does not say.
     pub thinking: Option<bool>,
+    /// Variables for the chat template, where requests do not set them.
+    pub template_options: serde_json::Map<String, serde_json::Value>,
     /// Serve `/metrics`.
     pub metrics: bool,
     /// Serve `/slots`.
@@ -61,6 +63,7 @@ impl Default for ServerConfig {
             max_tokens: None,
             sampling: SamplingParams::default(),
             thinking: None,
+            template_options: serde_json::Map::new(),
             metrics: true,
             slots: true,
             page: true,

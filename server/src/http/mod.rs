@@ -7,7 +7,7 @@ mod base64;
 mod body;
 mod chat_input;
 pub mod config;
-mod constraint;
+pub(crate) mod constraint;
 pub mod error;
 mod events;
 mod guard;

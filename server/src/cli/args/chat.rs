@@ -1,12 +1,19 @@
 //! Options of `chat`, and those that change during a conversation.
 
+use std::path::PathBuf;
+
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
 
-use super::{ComputeArgs, GenerationArgs, ModelArgs, SamplingArgs};
+use super::{
+    ComputeArgs, ConstraintArgs, GenerationArgs, ModelArgs, ReasoningArgs, SamplingArgs, TemplateArgs,
+};
 
 /// Talk with a model.
 #[derive(Args, Debug)]
 pub struct ChatArgs {
+    /// GGUF file or Hugging Face folder, in place of -m
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    pub path: Option<PathBuf>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub settings: ChatSettings,
@@ -16,8 +23,11 @@ pub struct ChatArgs {
 #[derive(Args, Clone, Debug, Default)]
 pub struct ChatSettings {
     /// What the model is told before the conversation
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT", conflicts_with = "system_prompt_file", allow_hyphen_values = true)]
     pub system_prompt: Option<String>,
+    /// File with what the model is told before the conversation
+    #[arg(long, value_name = "PATH")]
+    pub system_prompt_file: Option<PathBuf>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub model: ModelArgs,
@@ -27,6 +37,15 @@ pub struct ChatSettings {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub sampling: SamplingArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub constraint: ConstraintArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub template: TemplateArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub reasoning: ReasoningArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub compute: ComputeArgs,
@@ -51,16 +70,11 @@ impl ChatSettings {
         command
             .try_get_matches_from([format!("--{name}={value}")])
             .and_then(|matches| changed.update_from_arg_matches(&matches))
-            .map_err(|error| anyhow::anyhow!("{}", first_line(&error.to_string())))?;
+            .map_err(|error| anyhow::anyhow!("{}", crate::cli::config::first_line(&error.to_string())))?;
         self.sampling = changed.sampling;
         self.generation.predict = changed.predict.unwrap_or(self.generation.predict);
         Ok(())
     }
-}
-
-/// The parser's message without its hints.
-fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
 }
 
 /// What can change during a conversation.

@@ -7,22 +7,32 @@ use clap::{Args, ValueEnum};
 #[command(next_help_heading = "Computation")]
 pub struct ComputeArgs {
     /// Threads; 0 for one per physical core
-    #[arg(short, long, value_name = "N", default_value_t = 0, env = "MILLPOND_THREADS")]
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
+    /// What computes: the processor, or a CUDA card where the program was built for one
+    #[arg(
+        long,
+        visible_alias = "dev",
+        value_name = "NAME",
+        default_value = "auto",
+        ignore_case = true,
+        overrides_with = "device"
+    )]
+    pub device: DeviceName,
     /// Instruction set (scalar, avx2, avxvnni, avx512, avx512vnni, neon, neondot, neoni8mm); the best one if absent
-    #[arg(long, value_name = "NAME", env = "MILLPOND_ISA")]
+    #[arg(long, value_name = "NAME")]
     pub isa: Option<String>,
     /// Precision of the attention cache's keys
-    #[arg(long, value_name = "TYPE", env = "MILLPOND_CACHE_TYPE_K")]
+    #[arg(long, value_name = "TYPE")]
     pub cache_type_k: Option<CacheType>,
     /// Precision of the attention cache's values; must be that of the keys
-    #[arg(long, value_name = "TYPE", env = "MILLPOND_CACHE_TYPE_V")]
+    #[arg(long, value_name = "TYPE")]
     pub cache_type_v: Option<CacheType>,
     /// Tokens between folds of the buffer into the recurrent state; 1 is the plain recurrence
-    #[arg(long, value_name = "N", default_value_t = 16, env = "MILLPOND_BUFFER")]
+    #[arg(long, value_name = "N", default_value_t = 16)]
     pub buffer: usize,
     /// Tokens below which a stream has no recurrent state; where buffer and state are of one size if absent
-    #[arg(long, value_name = "N", env = "MILLPOND_NO_STATE_BELOW")]
+    #[arg(long, value_name = "N")]
     pub no_state_below: Option<usize>,
 }
 
@@ -42,4 +52,18 @@ pub enum CacheType {
     F32,
     /// Half precision
     F16,
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum DeviceName {
+    /// The fastest there is
+    #[default]
+    Auto,
+    /// The processor
+    #[value(alias = "none")]
+    Cpu,
+    /// A CUDA card
+    #[value(alias = "cuda0")]
+    Cuda,
 }

@@ -7,7 +7,7 @@ use clap::Args;
 #[command(next_help_heading = "Generation")]
 pub struct GenerationArgs {
     /// Most tokens of prompt and answer together; 0 for what the model was made for
-    #[arg(short, long, value_name = "N", default_value_t = 0, env = "MILLPOND_CTX_SIZE")]
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
     pub ctx_size: usize,
     /// Most tokens to generate; -1 for as many as the context holds
     #[arg(
@@ -16,8 +16,7 @@ pub struct GenerationArgs {
         visible_alias = "n-predict",
         value_name = "N",
         default_value_t = -1,
-        allow_negative_numbers = true,
-        env = "MILLPOND_PREDICT"
+        allow_negative_numbers = true
     )]
     pub predict: i64,
     /// Go on after a token that ends the text
@@ -27,6 +26,26 @@ pub struct GenerationArgs {
     #[arg(short, long, visible_alias = "stop", value_name = "TEXT", allow_hyphen_values = true)]
     pub reverse_prompt: Vec<String>,
     /// Print a line of figures to stderr after the answer
-    #[arg(long, env = "MILLPOND_STATS")]
+    #[arg(long)]
     pub stats: bool,
+    /// Say after the answer which tokens of the prompt were reused, and why others were not
+    #[arg(long)]
+    pub print_cache_report: bool,
+    /// Take the backslashes of -p, -r and --system-prompt as they are, instead of reading \n as a line break
+    #[arg(long)]
+    pub no_escape: bool,
+}
+
+impl GenerationArgs {
+    /// A text from the command line, with its escapes read unless they are to stay.
+    #[must_use]
+    pub fn unescaped(&self, text: &str) -> String {
+        if self.no_escape { text.to_owned() } else { crate::cli::escapes::replaced(text) }
+    }
+
+    /// The texts that end the answer.
+    #[must_use]
+    pub fn stops(&self) -> Vec<String> {
+        self.reverse_prompt.iter().map(|text| self.unescaped(text)).collect()
+    }
 }

@@ -3,8 +3,10 @@
 
 mod bench;
 mod chat;
+mod common;
 mod completions;
 mod compute;
+mod constraint;
 mod doctor;
 mod generation;
 mod inspect;
@@ -14,23 +16,27 @@ mod perplexity;
 mod run;
 mod sampling;
 mod serve;
+mod template;
 mod tokenize;
 
 use clap::{Parser, Subcommand};
 
 pub use bench::{BenchArgs, BenchOutput, BenchPart};
 pub use chat::{ChatArgs, ChatSettings};
+pub use common::CommonArgs;
 pub use completions::CompletionsArgs;
-pub use compute::{ArithmeticName, CacheType, ComputeArgs};
+pub use compute::{ArithmeticName, CacheType, ComputeArgs, DeviceName};
+pub use constraint::ConstraintArgs;
 pub use doctor::DoctorArgs;
 pub use generation::GenerationArgs;
 pub use inspect::InspectArgs;
 pub use logits::LogitsArgs;
-pub use model::ModelArgs;
+pub use model::{LoadMode, ModelArgs};
 pub use perplexity::PerplexityArgs;
 pub use run::RunArgs;
 pub use sampling::SamplingArgs;
-pub use serve::{ReasoningName, ServeArgs};
+pub use serve::ServeArgs;
+pub use template::{ReasoningArgs, ReasoningFormat, ReasoningName, TemplateArgs};
 pub use tokenize::TokenizeArgs;
 
 /// Runs language models with linear attention on the CPU.
@@ -38,12 +44,16 @@ pub use tokenize::TokenizeArgs;
 #[command(
     name = "millpond",
     version,
+    propagate_version = true,
     arg_required_else_help = true,
     disable_help_subcommand = true,
     after_help = "Without a verb, options mean `run`: millpond -m model.gguf -p \"Once upon a time\" -n 64\n\
                   Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted"
 )]
 pub struct Cli {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub common: CommonArgs,
     /// What to do.
     #[command(subcommand)]
     pub verb: Verb,

@@ -7,25 +7,19 @@ use clap::Args;
 #[command(next_help_heading = "Sampling")]
 pub struct SamplingArgs {
     /// Seed of the random choices; -1 for a fresh one [default: -1]
-    #[arg(short, long, value_name = "N", allow_negative_numbers = true, env = "MILLPOND_SEED")]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
     pub seed: Option<i64>,
     /// Temperature; 0 always takes the likeliest token [default: 0.8]
-    #[arg(
-        long,
-        visible_alias = "temperature",
-        value_name = "X",
-        allow_negative_numbers = true,
-        env = "MILLPOND_TEMP"
-    )]
+    #[arg(long, visible_alias = "temperature", value_name = "X", allow_negative_numbers = true)]
     pub temp: Option<f32>,
     /// Keep this many of the likeliest tokens; 0 for all [default: 40]
-    #[arg(long, value_name = "N", allow_negative_numbers = true, env = "MILLPOND_TOP_K")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub top_k: Option<i32>,
     /// Keep the likeliest tokens that together reach this probability; 1 for all [default: 0.95]
-    #[arg(long, value_name = "P", env = "MILLPOND_TOP_P")]
+    #[arg(long, value_name = "P")]
     pub top_p: Option<f32>,
     /// Keep tokens with at least this share of the largest probability [default: 0.05]
-    #[arg(long, value_name = "P", env = "MILLPOND_MIN_P")]
+    #[arg(long, value_name = "P")]
     pub min_p: Option<f32>,
     /// Keep locally typical tokens of this probability; 1 for all [default: 1]
     #[arg(long, visible_alias = "typical-p", value_name = "P")]

@@ -9,9 +9,9 @@ use super::ModelArgs;
 /// Turn text into token ids.
 #[derive(Args, Debug)]
 pub struct TokenizeArgs {
-    /// The text
+    /// The text; its words are joined
     #[arg(value_name = "TEXT")]
-    pub text: Option<String>,
+    pub text: Vec<String>,
     /// The text
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, conflicts_with = "text")]
     pub prompt: Option<String>,
