@@ -7,7 +7,7 @@ use millpond_models::ModelSpec;
 use crate::backend::{Backend, BackendError, MtpSegment, Outputs, Segment, Slot, WantLogits};
 use crate::state::cursor::{CommitError, PREFILL_CHUNK};
 use crate::state::memory::MemoryUsage;
-use crate::state::{Cursor, FoldPolicy, PassKind, PassPlan, RewindError, SequenceImage, StateLayout};
+use crate::state::{Cursor, FoldPolicy, PassKind, PassPlan, RewindError, SequenceImage, StateLayout, Step};
 
 /// How the state of sequences is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +103,13 @@ pub enum RunError {
     },
 }
 
+/// An empty vector of segments in the memory of another, whose borrows are over: collecting a vector's own iterator
+/// reuses its memory.
+fn recycled<'a>(mut segments: Vec<Segment<'_>>) -> Vec<Segment<'a>> {
+    segments.clear();
+    segments.into_iter().map_while(|_| None).collect()
+}
+
 /// A backend with the rules by which its sequences advance.
 pub struct Runner {
     backend: Box<dyn Backend>,
@@ -111,6 +118,10 @@ pub struct Runner {
     options: BufferOptions,
     context: usize,
     outputs: Outputs,
+    /// Memory of the steps of earlier plans, and of a pass's plans and segments.
+    idle_steps: Vec<Vec<Step>>,
+    plans: Vec<(PassPlan, Cursor)>,
+    segments: Vec<Segment<'static>>,
 }
 
 impl Runner {
@@ -122,7 +133,17 @@ impl Runner {
         context: usize,
     ) -> Runner {
         let layout = StateLayout::new(&spec);
-        Runner { backend, spec, layout, options, context, outputs: Outputs::default() }
+        Runner {
+            backend,
+            spec,
+            layout,
+            options,
+            context,
+            outputs: Outputs::default(),
+            idle_steps: Vec::new(),
+            plans: Vec::new(),
+            segments: Vec::new(),
+        }
     }
 
     /// The model.
@@ -178,29 +199,35 @@ impl Runner {
     /// # Errors
     /// [`RunError`]; unless it comes from a lost device or missing memory, nothing has changed.
     pub fn step(&mut self, work: &mut [Work<'_>]) -> Result<&Outputs, RunError> {
-        let mut plans = Vec::with_capacity(work.len());
-        for work in work.iter() {
+        let mut plans = std::mem::take(&mut self.plans);
+        let planned = work.iter().try_for_each(|work| {
             plans.push(self.plan(work)?);
-        }
-        let segments: Vec<Segment<'_>> = work
-            .iter()
-            .zip(&plans)
-            .map(|(work, (plan, _))| Segment {
+            Ok(())
+        });
+        let run = planned.and_then(|()| {
+            let mut segments = recycled(std::mem::take(&mut self.segments));
+            segments.extend(work.iter().zip(&plans).map(|(work, (plan, _))| Segment {
                 slot: work.sequence.slot,
                 tokens: work.tokens,
                 plan,
                 logits: work.logits,
-            })
-            .collect();
-        self.backend.forward(&segments, &mut self.outputs)?;
-        for (work, (plan, mut cursor)) in work.iter_mut().zip(plans) {
-            cursor.advance(&plan);
-            work.sequence.cursor = Some(cursor);
+            }));
+            let run = self.backend.forward(&segments, &mut self.outputs);
+            self.segments = recycled(segments);
+            Ok(run?)
+        });
+        if run.is_ok() {
+            for (work, (plan, cursor)) in work.iter_mut().zip(&mut plans) {
+                cursor.advance(plan);
+                work.sequence.cursor = Some(cursor.clone());
+            }
         }
-        Ok(&self.outputs)
+        self.idle_steps.extend(plans.drain(..).map(|(plan, _)| plan.steps));
+        self.plans = plans;
+        run.map(|()| &self.outputs)
     }
 
-    fn plan(&self, work: &Work<'_>) -> Result<(PassPlan, Cursor), RunError> {
+    fn plan(&mut self, work: &Work<'_>) -> Result<(PassPlan, Cursor), RunError> {
         let Some(&first) = work.tokens.first() else { return Err(RunError::NoTokens) };
         // A sequence without confirmed tokens starts over: its policy is that of the token it now starts with.
         let started = work.sequence.cursor.clone().filter(|cursor| cursor.position() > 0);
@@ -209,7 +236,8 @@ impl Runner {
         if tokens > context - position.min(context) {
             return Err(RunError::Context { tokens, position, context });
         }
-        Ok((cursor.plan(tokens, work.kind), cursor))
+        let steps = self.idle_steps.pop().unwrap_or_default();
+        Ok((cursor.plan_in(tokens, work.kind, steps), cursor))
     }
 
     /// The fold policy of a sequence that starts with `first`.

@@ -13,6 +13,7 @@ import numpy as np
 
 LAYERS, HIDDEN, FEED_FORWARD, HEADS, KV_HEADS, HEAD_DIM = 24, 1024, 3584, 8, 2, 256
 KEY_HEADS, VALUE_HEADS, STATE, CONVOLUTION, VOCABULARY, INTERVAL = 16, 16, 128, 4, 248320, 4
+ARCHITECTURE = "qwen35"
 
 
 def metadata(writer, vocabulary):
@@ -80,7 +81,7 @@ def tensors(rng):
 
 
 def main(vocabulary, out):
-    rng, writer, count = np.random.default_rng(23), gguf.GGUFWriter(out, "qwen35", use_temp_file=True), 0
+    rng, writer, count = np.random.default_rng(23), gguf.GGUFWriter(out, ARCHITECTURE, use_temp_file=True), 0
     metadata(writer, gguf.GGUFReader(vocabulary))
     for name, value in tensors(rng):
         if isinstance(value, tuple):

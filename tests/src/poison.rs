@@ -8,7 +8,7 @@ use millpond::backend::cpu::CpuBackend;
 use millpond::backend::{Backend, BackendError, MtpSegment, Outputs, Segment, Slot};
 use millpond::state::StateLayout;
 use millpond::state::layout::PAGE_POSITIONS;
-use millpond::state::memory::{KvPage, MemoryUsage};
+use millpond::state::memory::{KvPage, MemoryUsage, Q8_BYTES, Q8_VALUES};
 
 /// Where a sequence's memory is alive.
 #[derive(Clone, Copy, Default)]
@@ -75,6 +75,11 @@ impl Poisoned {
                         match Arc::make_mut(page) {
                             KvPage::F32(page) => page[dead].fill(f32::NAN),
                             KvPage::F16(page) => page[dead].fill(f16::NAN),
+                            // Ones everywhere: a scale that is not a number.
+                            KvPage::Q8(page) => {
+                                page[dead.start / Q8_VALUES * Q8_BYTES..dead.end / Q8_VALUES * Q8_BYTES]
+                                    .fill(0xff);
+                            }
                         }
                     }
                 }

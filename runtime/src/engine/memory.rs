@@ -23,7 +23,7 @@ pub(super) fn sequence_bytes(
             .max(entries(stateless + 2 * buffer.max_window))
     };
     let pages = positions.saturating_add(buffer.max_window).div_ceil(PAGE_POSITIONS);
-    let kv = pages.saturating_mul(layout.page_len).saturating_mul(kv_type.bytes());
+    let kv = pages.saturating_mul(kv_type.bytes(layout.page_len).unwrap_or(usize::MAX));
     conv.saturating_add(linear).saturating_add(kv)
 }
 

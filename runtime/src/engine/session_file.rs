@@ -197,7 +197,11 @@ impl Numbers {
             shape.base as u64,
             shape.reach_back as u64,
             shape.conv_rows as u64,
-            shape.kv_type.bytes() as u64,
+            match shape.kv_type {
+                KvType::Q8 => 1,
+                KvType::F16 => 2,
+                KvType::F32 => 4,
+            },
             u64::from(self.prefilled),
             self.trail_filled as u64,
             self.trail_values as u64,
@@ -208,6 +212,7 @@ impl Numbers {
     fn decode(words: &[u64; NUMBERS]) -> Option<Numbers> {
         let size = |at: usize| usize::try_from(words[at]).ok();
         let kv_type = match words[4] {
+            1 => KvType::Q8,
             2 => KvType::F16,
             4 => KvType::F32,
             _ => return None,

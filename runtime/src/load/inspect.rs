@@ -185,7 +185,7 @@ impl ModelSummary {
             state_bytes: layout.state_bytes(),
             log_bytes_per_token: layout.log_entry_bytes(),
             break_even_tokens: layout.break_even(),
-            kv_bytes_per_token: layout.kv_bytes_per_token(KvType::F16.bytes()),
+            kv_bytes_per_token: layout.kv_bytes_per_token(KvType::F16),
         }
     }
 }

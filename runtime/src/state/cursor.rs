@@ -206,7 +206,12 @@ impl Cursor {
 
     /// The steps of a pass that appends `rows` rows. Pending rows of an earlier pass count as rejected.
     pub fn plan(&self, rows: usize, kind: PassKind) -> PassPlan {
-        let mut steps = Vec::new();
+        self.plan_in(rows, kind, Vec::new())
+    }
+
+    /// As [`Cursor::plan`], with the memory of steps that are no longer needed.
+    pub fn plan_in(&self, rows: usize, kind: PassKind, mut steps: Vec<Step>) -> PassPlan {
+        steps.clear();
         let mut base = self.base;
         let end = self.position + rows;
         let mut at = self.position;

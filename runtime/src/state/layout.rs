@@ -3,6 +3,8 @@
 use millpond_models::{AttentionSpec, LinearSpec, MixerSpec, ModelSpec};
 use millpond_simd::LANES;
 
+use super::memory::KvType;
+
 /// Positions in a page of the attention cache.
 pub const PAGE_POSITIONS: usize = 64;
 
@@ -159,9 +161,9 @@ impl StateLayout {
         self.linear.iter().map(|layer| layer.spec.conv_channels() * 4).sum()
     }
 
-    /// Bytes one token adds to the attention cache with `value_bytes` bytes a value.
-    pub fn kv_bytes_per_token(&self, value_bytes: usize) -> usize {
-        self.page_len / PAGE_POSITIONS * value_bytes
+    /// Bytes one token adds to the attention cache.
+    pub fn kv_bytes_per_token(&self, kv_type: KvType) -> usize {
+        kv_type.bytes(self.page_len / PAGE_POSITIONS).unwrap_or(usize::MAX)
     }
 
     /// The length up to which a sequence's log is no larger than its state: no state is kept below it.

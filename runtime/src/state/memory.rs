@@ -87,6 +87,8 @@ pub enum KvPage {
     F32(Aligned<f32>),
     /// Half precision.
     F16(Aligned<f16>),
+    /// Blocks of Q8_0: for each 32 values a half-precision scale and 32 signed bytes.
+    Q8(Aligned<u8>),
 }
 
 /// Precision of the attention cache.
@@ -97,14 +99,22 @@ pub enum KvType {
     /// Half precision.
     #[default]
     F16,
+    /// Eight bits and a half-precision scale for each 32 values: for long contexts. Heads must be whole blocks.
+    Q8,
 }
 
+/// Values of a block of [`KvPage::Q8`], and its bytes.
+pub const Q8_VALUES: usize = 32;
+/// Bytes of a block of [`KvPage::Q8`].
+pub const Q8_BYTES: usize = 34;
+
 impl KvType {
-    /// Bytes of a value.
-    pub fn bytes(self) -> usize {
+    /// Bytes of `values` values, which are whole heads; `None` when that overflows.
+    pub fn bytes(self, values: usize) -> Option<usize> {
         match self {
-            KvType::F32 => 4,
-            KvType::F16 => 2,
+            KvType::F32 => values.checked_mul(4),
+            KvType::F16 => values.checked_mul(2),
+            KvType::Q8 => (values / Q8_VALUES).checked_mul(Q8_BYTES),
         }
     }
 }
@@ -115,6 +125,7 @@ impl KvPage {
         match kind {
             KvType::F32 => KvPage::F32(zeroed(len)),
             KvType::F16 => KvPage::F16(zeroed(len)),
+            KvType::Q8 => KvPage::Q8(zeroed(len / Q8_VALUES * Q8_BYTES)),
         }
     }
 
@@ -123,6 +134,12 @@ impl KvPage {
         match self {
             KvPage::F32(page) => page[at..at + values.len()].copy_from_slice(values),
             KvPage::F16(page) => page[at..at + values.len()].convert_from_f32_slice(values),
+            KvPage::Q8(page) => {
+                let blocks = page[at / Q8_VALUES * Q8_BYTES..].as_chunks_mut::<Q8_BYTES>().0;
+                for (block, values) in blocks.iter_mut().zip(values.as_chunks().0) {
+                    write_q8(values, block);
+                }
+            }
         }
     }
 
@@ -131,7 +148,22 @@ impl KvPage {
         match self {
             KvPage::F32(page) => page.len() * 4,
             KvPage::F16(page) => page.len() * 2,
+            KvPage::Q8(page) => page.len(),
         }
+    }
+}
+
+/// The largest magnitude becomes 127; what is not finite makes a block that is not a number.
+fn write_q8(values: &[f32; Q8_VALUES], block: &mut [u8; Q8_BYTES]) {
+    // Magnitudes of floats are ordered like their bits, and what is not finite is above everything.
+    let largest = values.iter().fold(0, |largest, value| (value.to_bits() & 0x7fff_ffff).max(largest));
+    let scale = f16::from_f32(f32::from_bits(largest) / 127.0);
+    let stored = if f32::from_bits(largest).is_finite() { scale } else { f16::NAN };
+    let inverse = if scale > f16::ZERO { scale.to_f32().recip() } else { 0.0 };
+    block[..2].copy_from_slice(&stored.to_le_bytes());
+    for (byte, value) in block[2..].iter_mut().zip(values) {
+        // The stored scale is rounded, so that the largest may come out a little above 127.
+        *byte = (value * inverse).round_ties_even().clamp(-127.0, 127.0) as i8 as u8;
     }
 }
 
@@ -186,22 +218,16 @@ impl SequenceMemory {
     /// # Errors
     /// [`AllocationError`] when the system gives no memory.
     pub fn base_mut(&mut self, layout: &StateLayout) -> Result<&mut Arena, AllocationError> {
-        let owned = match self.base.take() {
-            None => Arena::zeroed(layout.base_len, "recurrent state")?,
-            Some(shared) => match Arc::try_unwrap(shared) {
-                Ok(owned) => owned,
-                Err(shared) => match shared.duplicate("recurrent state") {
-                    Ok(copy) => copy,
-                    Err(error) => {
-                        self.base = Some(shared);
-                        return Err(error);
-                    }
-                },
-            },
-        };
-        let base = self.base.insert(Arc::new(owned));
-        // The reference was made two lines above, so nobody shares it.
-        Ok(Arc::get_mut(base).expect("a new reference is unique"))
+        let unshared = self.base.as_mut().is_some_and(|base| Arc::get_mut(base).is_some());
+        if !unshared {
+            let own = match &self.base {
+                None => Arena::zeroed(layout.base_len, "recurrent state")?,
+                Some(shared) => shared.duplicate("recurrent state")?,
+            };
+            self.base = Some(Arc::new(own));
+        }
+        // Nobody shares a reference that was just found or made unique.
+        Ok(self.base.as_mut().and_then(Arc::get_mut).expect("a unique reference"))
     }
 
     /// Makes room for attention pages up to `positions`, and makes those from `first` on writable.

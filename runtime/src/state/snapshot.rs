@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::arena::{AllocationError, Arena};
 use super::cursor::{Cursor, FoldPolicy};
 use super::layout::{PAGE_POSITIONS, StateLayout};
-use super::memory::{Aligned, KvPage, KvType, LayerLog, SequenceMemory, zeroed};
+use super::memory::{Aligned, KvPage, KvType, LayerLog, Q8_BYTES, Q8_VALUES, SequenceMemory, zeroed};
 
 /// A sequence without pending rows, and where it stands.
 #[derive(Clone, Debug)]
@@ -102,6 +102,7 @@ impl SequenceImage {
             match &**page {
                 KvPage::F32(values) => sink.put(values.as_bytes())?,
                 KvPage::F16(values) => sink.put(values.as_bytes())?,
+                KvPage::Q8(values) => sink.put(values)?,
             }
         }
         Ok(())
@@ -143,6 +144,7 @@ impl SequenceImage {
             let page = match shape.kv_type {
                 KvType::F32 => KvPage::F32(read_values(layout.page_len, source)?),
                 KvType::F16 => KvPage::F16(read_values(layout.page_len, source)?),
+                KvType::Q8 => KvPage::Q8(read_values(layout.page_len / Q8_VALUES * Q8_BYTES, source)?),
             };
             memory.pages.push(Arc::new(page));
         }
@@ -195,7 +197,7 @@ impl ImageShape {
             let ring = self.ring_rows().len().checked_mul(spec.conv_channels())?;
             values = values.checked_add(self.log().checked_mul(entry)?)?.checked_add(ring)?;
         }
-        let page = layout.page_len.checked_mul(self.kv_type.bytes())?;
+        let page = self.kv_type.bytes(layout.page_len)?;
         let pages = self.pages(layout).checked_mul(page)?;
         values.checked_mul(4)?.checked_add(base)?.checked_add(pages)
     }

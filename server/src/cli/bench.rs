@@ -46,7 +46,6 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let mut bench = Bench { runner: evaluate::runner(&model, &compute, longest)?, model: &model };
     let mut results = Vec::new();
     for test in tests {
-        bench.measure(&test, 1)?; // warm-up: pages of the file, scratch memory
         let (seconds, bytes) = bench.measure(&test, args.repetitions)?;
         results.push(Measurement { test, seconds, bytes, threads, isa: compute.isa, bandwidth });
     }
@@ -73,19 +72,24 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Seconds of each repetition, and the bytes that one of them has to read.
+    /// Seconds of each repetition, and the bytes that one of them has to read. What lies before the measured tokens is
+    /// read once, and each repetition goes on from a fork of it. One repetition more comes first and does not count: it
+    /// brings in pages of the file and grows scratch memory.
     fn measure(&mut self, test: &Test, repetitions: usize) -> anyhow::Result<(Vec<f64>, f64)> {
-        let mut seconds = Vec::new();
-        let mut bytes = 0.0;
-        for repetition in 0..repetitions {
+        let mut before = Vec::new();
+        for stream in 0..test.streams {
+            let mut sequence = self.runner.create()?;
+            if test.depth > 0 {
+                let tokens = self.tokens(test.depth, stream);
+                self.runner.prefill(&mut sequence, &tokens, SLICE, WantLogits::None)?;
+            }
+            before.push(sequence);
+        }
+        let (mut seconds, mut bytes) = (Vec::new(), 0.0);
+        for repetition in 0..repetitions + 1 {
             let mut sequences = Vec::new();
-            for stream in 0..test.streams {
-                let mut sequence = self.runner.create()?;
-                let before = self.tokens(test.depth, stream + repetition);
-                if !before.is_empty() {
-                    self.runner.prefill(&mut sequence, &before, SLICE, WantLogits::None)?;
-                }
-                sequences.push(sequence);
+            for sequence in &before {
+                sequences.push(self.runner.fork(sequence)?);
             }
             let start = Instant::now();
             if test.prefill {
@@ -97,6 +101,8 @@ impl Bench<'_> {
             seconds.push(start.elapsed().as_secs_f64());
             sequences.into_iter().for_each(|sequence| self.runner.release(sequence));
         }
+        before.into_iter().for_each(|sequence| self.runner.release(sequence));
+        seconds.remove(0);
         Ok((seconds, bytes))
     }
 

@@ -157,6 +157,7 @@ fn cache_type(args: &ComputeArgs, default: KvType) -> anyhow::Result<KvType> {
     let kv_type = |name| match name {
         CacheType::F32 => KvType::F32,
         CacheType::F16 => KvType::F16,
+        CacheType::Q8 => KvType::Q8,
     };
     match (args.cache_type_k, args.cache_type_v) {
         (Some(keys), Some(values)) if keys != values => {

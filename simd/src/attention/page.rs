@@ -15,6 +15,8 @@ pub enum KvBlock<'a> {
     F32(&'a [f32]),
     /// Half precision; widened exactly.
     F16(&'a [f16]),
+    /// Blocks of Q8_0: a half-precision scale and 32 signed bytes; widened exactly. `head_dim` is a multiple of 32.
+    Q8(&'a [u8]),
 }
 
 /// Query rows and the page they attend to.
@@ -40,9 +42,14 @@ impl KvBlock<'_> {
         match self {
             KvBlock::F32(block) => block.as_ptr().cast(),
             KvBlock::F16(block) => block.as_ptr().cast(),
+            KvBlock::Q8(block) => block.as_ptr(),
         }
     }
 }
+
+/// Values and bytes of a block of Q8_0.
+const Q8_VALUES: usize = 32;
+const Q8_BYTES: usize = 34;
 
 /// Rows that share a pass over the page.
 const ROWS: usize = 4;
@@ -53,16 +60,69 @@ pub(super) fn attend_page<S: Simd>(s: S, page: AttendPage<'_>, partials: &mut Pa
     assert!(partials.rows() == rows && partials.head_dim() == head_dim, "partials of the rows");
     assert_eq!(page.queries.len(), rows * head_dim, "one query per row");
     assert!(page.visible.iter().all(|&visible| visible <= MAX_PAGE), "pages of at most {MAX_PAGE} positions");
+    let (KvBlock::Q8(keys), KvBlock::Q8(values)) = (page.keys, page.values) else {
+        return attend_floats(s, &page, partials);
+    };
+    // Widened once for all rows, each stream asking for the one that follows it.
+    assert!(head_dim.is_multiple_of(Q8_VALUES), "heads of whole blocks");
+    let positions = page.visible.iter().copied().max().unwrap_or(0);
+    let (len, bytes) = (positions * head_dim, positions * head_dim / Q8_VALUES * Q8_BYTES);
+    let mut widened = std::mem::take(&mut partials.widened);
+    if widened.len() < 2 * len {
+        widened.resize(2 * MAX_PAGE * head_dim, 0.0);
+    }
+    let (wide_keys, wide_values) = widened[..2 * len].split_at_mut(len);
+    widen(s, &keys[..bytes], Some(page.values.start()), wide_keys);
+    widen(s, &values[..bytes], page.next_keys.map(|keys| keys.start()), wide_values);
+    let wide = AttendPage {
+        keys: KvBlock::F32(wide_keys),
+        values: KvBlock::F32(wide_values),
+        next_keys: None,
+        ..page
+    };
+    attend_floats(s, &wide, partials);
+    partials.widened = widened;
+}
+
+/// Widens blocks of Q8_0, asking for as many bytes as they take from `ahead`.
+#[inline(always)]
+fn widen<S: Simd>(s: S, blocks: &[u8], ahead: Option<*const u8>, out: &mut [f32]) {
+    let groups = blocks.chunks(LANES * Q8_BYTES).zip(out.chunks_mut(LANES * Q8_VALUES));
+    for (group, (blocks, out)) in groups.enumerate() {
+        if let Some(ahead) = ahead {
+            fetch(s, ahead.wrapping_add(group * LANES * Q8_BYTES), LANES * Q8_BYTES);
+        }
+        let blocks = blocks.as_chunks::<Q8_BYTES>().0;
+        let (mut halves, mut scales) = ([f16::ZERO; LANES], [0.0; LANES]);
+        for (half, block) in halves.iter_mut().zip(blocks) {
+            *half = f16::from_le_bytes([block[0], block[1]]);
+        }
+        s.store(s.load_f16(&halves), &mut scales);
+        let outs = out.as_chunks_mut::<LANES>().0.as_chunks_mut::<2>().0;
+        for ((block, scale), out) in blocks.iter().zip(scales).zip(outs) {
+            let scale = s.splat(scale);
+            let quarters = block[2..].as_chunks::<LANES>().0;
+            for (bytes, out) in quarters.iter().zip(out) {
+                s.store(s.mul(s.load_i8(bytes), scale), out);
+            }
+        }
+    }
+}
+
+/// A page of floats.
+#[inline(always)]
+fn attend_floats<S: Simd>(s: S, page: &AttendPage<'_>, partials: &mut Partials) {
+    let rows = page.visible.len();
     let mut first = 0;
     while first < rows {
         let visible = page.visible[first];
         let count = page.visible[first..].iter().take(ROWS).take_while(|&&other| other == visible).count();
         if visible > 0 {
             match count {
-                1 => attend_rows::<S, 1, 16>(s, &page, partials, first, visible),
-                2 => attend_rows::<S, 2, 8>(s, &page, partials, first, visible),
-                3 => attend_rows::<S, 3, 5>(s, &page, partials, first, visible),
-                _ => attend_rows::<S, ROWS, 4>(s, &page, partials, first, visible),
+                1 => attend_rows::<S, 1, 16>(s, page, partials, first, visible),
+                2 => attend_rows::<S, 2, 8>(s, page, partials, first, visible),
+                3 => attend_rows::<S, 3, 5>(s, page, partials, first, visible),
+                _ => attend_rows::<S, ROWS, 4>(s, page, partials, first, visible),
             }
         }
         first += count;
@@ -90,6 +150,7 @@ fn attend_rows<S: Simd, const R: usize, const P: usize>(
         KvBlock::F16(keys) => {
             scores::<S, f16, R, P>(s, queries, &keys[..visible * dim], dim, ahead, &mut weights)
         }
+        KvBlock::Q8(_) => unreachable!("widened before"),
     }
     let mut factors = [0.0; R];
     for r in 0..R {
@@ -101,6 +162,7 @@ fn attend_rows<S: Simd, const R: usize, const P: usize>(
     match page.values {
         KvBlock::F32(values) => accumulate(s, &weights, factors, &values[..visible * dim], dim, ahead, acc),
         KvBlock::F16(values) => accumulate(s, &weights, factors, &values[..visible * dim], dim, ahead, acc),
+        KvBlock::Q8(_) => unreachable!("widened before"),
     }
 }
 

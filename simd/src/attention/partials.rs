@@ -13,6 +13,8 @@ pub struct Partials {
     pub(super) sum: Vec<f32>,
     /// `[rows][head_dim]`.
     pub(super) acc: Vec<f32>,
+    /// Keys and values of a page, widened.
+    pub(super) widened: Vec<f32>,
 }
 
 impl Partials {

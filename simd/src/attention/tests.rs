@@ -194,3 +194,37 @@ fn far_apart_scores_stay_finite() {
     let partials = case.attend(best(), 0..1, 64, 0..3, false);
     assert!(close(&case.finish(best(), &partials), &case.exact()));
 }
+
+/// Pages of Q8_0 against the same values dequantised by the block decoder, on every instruction set.
+#[test]
+fn eight_bit_pages_have_the_bits_of_their_values() {
+    use crate::quant::{QFormat, dequantize_row, quantize_row};
+    for (head_dim, visible) in [(32, vec![5, 5, 64]), (96, vec![1; 4]), (256, vec![0, 33, 33, 33, 33, 64])] {
+        let case = Case::random(head_dim as u64, head_dim, 64, visible);
+        let pack = |values: &[f32]| {
+            let mut bytes = vec![0; values.len() / 32 * 34];
+            quantize_row(QFormat::Q8_0, values, &mut bytes).unwrap();
+            let mut back = vec![0.0; values.len()];
+            dequantize_row(QFormat::Q8_0, &bytes, &mut back).unwrap();
+            (bytes, back)
+        };
+        let ((keys, wide_keys), (values, wide_values)) = (pack(&case.keys), pack(&case.values));
+        let attend = |kernels: &AttentionKernels, keys, values, next_keys| {
+            let mut partials = Partials::new();
+            partials.reset(case.visible.len(), head_dim);
+            let (queries, visible) = (&case.queries[..], &case.visible[..]);
+            kernels.attend_page(
+                AttendPage { queries, head_dim, keys, values, visible, next_keys },
+                &mut partials,
+            );
+            bits(&case.finish(kernels, &partials))
+        };
+        let scalar = AttentionKernels::for_isa(Isa::Scalar).unwrap();
+        let want = attend(scalar, KvBlock::F32(&wide_keys), KvBlock::F32(&wide_values), None);
+        for isa in Isa::available() {
+            let kernels = AttentionKernels::for_isa(isa).unwrap();
+            let keys = KvBlock::Q8(&keys);
+            assert_eq!(attend(kernels, keys, KvBlock::Q8(&values), Some(keys)), want, "{isa} {head_dim}");
+        }
+    }
+}

@@ -306,12 +306,33 @@ impl ActivationWriter<'_> {
     /// If the row does not exist, was prepared before, or `x` is not a row.
     pub fn prepare_row(&self, kernels: &MatmulKernels, row: usize, x: &[f32]) {
         assert_eq!(x.len(), self.cols, "x is one row");
+        kernels.prepare_row(self.kind, x, self.place(row));
+    }
+
+    /// Takes row `from_row` of other activations, prepared for the same columns in the same kind, as row `row`.
+    ///
+    /// # Panics
+    /// If the row does not exist, was prepared before, or the other row is of another shape.
+    pub fn copy_row(&self, row: usize, from: &Activations, from_row: usize) {
+        assert_eq!((from.kind, from.cols), (self.kind, self.cols), "rows of one shape");
+        let place = self.place(row);
+        let from = from.row(from_row);
+        place.floats.copy_from_slice(from.floats);
+        place.quants.copy_from_slice(from.quants);
+        place.scales.copy_from_slice(from.scales);
+        place.sums.copy_from_slice(from.sums);
+        place.sums16.copy_from_slice(from.sums16);
+        place.sums32.copy_from_slice(from.sums32);
+    }
+
+    /// The memory of a row, once.
+    fn place(&self, row: usize) -> ActivationRowMut<'_> {
         let claimed = self.claimed[row].swap(true, Ordering::Relaxed);
         assert!(!claimed, "row {row} is prepared once");
         let shape = self.shape;
         // SAFETY: the buffers hold `rows` parts of each length and are borrowed exclusively for the writer's
         // lifetime; the claim above, made once per row, is what allows this caller alone to touch the row's parts.
-        let place = unsafe {
+        unsafe {
             ActivationRowMut {
                 floats: row_of(self.floats, row, shape.floats),
                 quants: row_of(self.quants, row, shape.quants),
@@ -320,8 +341,7 @@ impl ActivationWriter<'_> {
                 sums16: row_of(self.sums16, row, shape.sums16),
                 sums32: row_of(self.sums32, row, shape.sums32),
             }
-        };
-        kernels.prepare_row(self.kind, x, place);
+        }
     }
 }
 

@@ -1,9 +1,7 @@
-//! How each format's blocks come into vectors, for the formats with a path of their own. Layouts are described with
-//! the scalar decoders in [`crate::quant`].
+//! How blocks of 256 come into vectors. Layouts are described with the scalar decoders in [`crate::quant`].
 
 use std::marker::PhantomData;
 
-use super::panels::Rows;
 use super::simd::Simd;
 use crate::quant::{IQ4_LEVELS, QFormat};
 
@@ -31,31 +29,6 @@ pub(super) trait Format256<S: Simd> {
     unsafe fn group<const GROUP: usize>(block: *const u8) -> S::Vector;
 }
 
-/// A format of 32-value blocks with a scale (f16) in front and no offset. Blocks of sixteen rows are read side by
-/// side. Weights are as in [`Format256`].
-///
-/// # Safety
-/// `blocks` are whole blocks; see [`Simd`] for the rest.
-pub(super) trait Format32<S: Simd> {
-    const FORMAT: QFormat;
-    const WIDE: bool;
-    /// What a weight is above its value.
-    const OFFSET: i32;
-
-    /// Weights `4 i ..` of each row in vector `i`.
-    unsafe fn weights(blocks: Rows) -> [S::Vector; 8];
-
-    /// The scale of each row.
-    #[inline(always)]
-    unsafe fn scales(blocks: Rows) -> S::Floats {
-        // SAFETY: the trait's promise; such blocks have sixteen bytes and more.
-        unsafe {
-            let [halves, ..] = S::rows_of_16(blocks, 0);
-            S::lower_halves(halves)
-        }
-    }
-}
-
 /// The little-endian number at `p`.
 ///
 /// # Safety
@@ -79,6 +52,102 @@ unsafe fn six_bit_pairs(p: *const u8) -> (u64, u64) {
     let scales = u64::from(a & 0x3f3f_3f3f) | u64::from(scales_above) << 32;
     let mins = u64::from(b & 0x3f3f_3f3f) | u64::from(mins_above) << 32;
     (scales, mins)
+}
+
+pub(super) struct Q2K<S>(PhantomData<S>);
+
+impl<S: Simd> Format256<S> for Q2K<S> {
+    const FORMAT: QFormat = QFormat::Q2K;
+    const MINS: bool = true;
+    const WIDE: bool = false;
+    const OFFSET: i32 = 0;
+    const SCALE_AT: usize = 80;
+    const MIN_AT: usize = 82;
+
+    #[inline(always)]
+    unsafe fn scales(block: *const u8) -> S::Half {
+        // SAFETY: the trait's promise; a block has sixteen bytes and more.
+        unsafe {
+            let scales = block.cast::<u128>().read_unaligned() & 0x0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f;
+            S::words_of_signed((&raw const scales).cast())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mins(block: *const u8) -> S::Half {
+        // SAFETY: as in `scales`.
+        unsafe {
+            let both = block.cast::<u128>().read_unaligned();
+            let mins = (both >> 4) & 0x0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f_0f0f;
+            S::words_of_signed((&raw const mins).cast())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn group<const GROUP: usize>(block: *const u8) -> S::Vector {
+        // SAFETY: the trait's promise.
+        unsafe { pairs_of_bits::<S, GROUP>(block.add(16)) }
+    }
+}
+
+pub(super) struct Q3K<S>(PhantomData<S>);
+
+impl<S: Simd> Format256<S> for Q3K<S> {
+    const FORMAT: QFormat = QFormat::Q3K;
+    const MINS: bool = false;
+    const WIDE: bool = false;
+    const OFFSET: i32 = 4;
+    const SCALE_AT: usize = 108;
+    const MIN_AT: usize = 108;
+
+    #[inline(always)]
+    unsafe fn scales(block: *const u8) -> S::Half {
+        // SAFETY: the trait's promise.
+        unsafe {
+            let [low, high, upper] = [u32_at(block.add(96)), u32_at(block.add(100)), u32_at(block.add(104))];
+            let six = |low: u32, upper: u32| (low & 0x0f0f_0f0f) | (upper & 0x0303_0303) << 4;
+            let scales = [
+                six(low, upper),
+                six(high, upper >> 2),
+                six(low >> 4, upper >> 4),
+                six(high >> 4, upper >> 6),
+            ];
+            // Subtract 32 from each byte; the set top bit keeps borrows out.
+            let centred = scales.map(|six| ((six | 0x8080_8080) - 0x2020_2020) ^ 0x8080_8080);
+            S::words_of_signed(centred.as_ptr().cast())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mins(block: *const u8) -> S::Half {
+        // SAFETY: the trait's promise.
+        unsafe { Self::scales(block) }
+    }
+
+    #[inline(always)]
+    unsafe fn group<const GROUP: usize>(block: *const u8) -> S::Vector {
+        // SAFETY: the trait's promise.
+        unsafe {
+            let third = S::shift_right::<2>(S::fifth_bits::<GROUP>(S::load_twice(block)));
+            S::or(pairs_of_bits::<S, GROUP>(block.add(32)), third)
+        }
+    }
+}
+
+/// Values `64 GROUP ..` of two bits each, as Q2_K and Q3_K keep them.
+///
+/// # Safety
+/// 64 bytes are readable; see [`Simd`].
+#[inline(always)]
+unsafe fn pairs_of_bits<S: Simd, const GROUP: usize>(bytes: *const u8) -> S::Vector {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bytes = S::load_twice(bytes.add(32 * (GROUP / 2)));
+        S::high_nibbles(match GROUP % 2 {
+            0 => S::upper_pairs::<0>(bytes),
+            _ => S::upper_pairs::<1>(bytes),
+        })
+    }
 }
 
 pub(super) struct Q4K<S>(PhantomData<S>);
@@ -183,7 +252,7 @@ impl<S: Simd> Format256<S> for Q6K<S> {
 /// # Safety
 /// See [`Simd`].
 #[inline(always)]
-unsafe fn iq4_table<S: Simd>() -> S::Vector {
+pub(super) unsafe fn iq4_table<S: Simd>() -> S::Vector {
     // SAFETY: the table has 16 bytes.
     unsafe { S::stored(S::load_table(IQ4_LEVELS.as_ptr().cast())) }
 }
@@ -229,90 +298,6 @@ impl<S: Simd> Format256<S> for IQ4XS<S> {
         unsafe {
             let bytes = block.add(8 + 32 * GROUP);
             S::look_up(iq4_table::<S>(), S::nibbles_of_16_and_16(bytes, bytes.add(16)))
-        }
-    }
-}
-
-/// Low nibbles, then high ones.
-///
-/// # Safety
-/// See [`Simd`].
-#[inline(always)]
-unsafe fn nibbles<S: Simd>(packed: [S::Vector; 4]) -> [S::Vector; 8] {
-    let mut nibbles = [packed[0]; 8];
-    for i in 0..4 {
-        // SAFETY: the caller's promise.
-        unsafe {
-            nibbles[i] = S::low_nibbles(packed[i]);
-            nibbles[4 + i] = S::high_nibbles(packed[i]);
-        }
-    }
-    nibbles
-}
-
-/// Sixteen bytes of nibbles that index the levels of IQ4, in stored form: low ones, then high ones.
-///
-/// # Safety
-/// See [`Simd`].
-#[inline(always)]
-pub(super) unsafe fn iq4_weights<S: Simd>(packed: [S::Vector; 4]) -> [S::Vector; 8] {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let table = iq4_table::<S>();
-        let mut weights = nibbles::<S>(packed);
-        for weights in &mut weights {
-            *weights = S::look_up(table, *weights);
-        }
-        weights
-    }
-}
-
-pub(super) struct Q40<S>(PhantomData<S>);
-
-impl<S: Simd> Format32<S> for Q40<S> {
-    const FORMAT: QFormat = QFormat::Q4_0;
-    const WIDE: bool = false;
-    const OFFSET: i32 = 8;
-
-    #[inline(always)]
-    unsafe fn weights(blocks: Rows) -> [S::Vector; 8] {
-        // SAFETY: the trait's promise.
-        unsafe { nibbles::<S>(S::rows_of_16(blocks, 2)) }
-    }
-}
-
-pub(super) struct IQ4NL<S>(PhantomData<S>);
-
-impl<S: Simd> Format32<S> for IQ4NL<S> {
-    const FORMAT: QFormat = QFormat::IQ4NL;
-    const WIDE: bool = true;
-    const OFFSET: i32 = S::WIDE_OFFSET;
-
-    #[inline(always)]
-    unsafe fn weights(blocks: Rows) -> [S::Vector; 8] {
-        // SAFETY: the trait's promise.
-        unsafe { iq4_weights::<S>(S::rows_of_16(blocks, 2)) }
-    }
-}
-
-pub(super) struct Q80<S>(PhantomData<S>);
-
-impl<S: Simd> Format32<S> for Q80<S> {
-    const FORMAT: QFormat = QFormat::Q8_0;
-    const WIDE: bool = true;
-    const OFFSET: i32 = S::WIDE_OFFSET;
-
-    #[inline(always)]
-    unsafe fn weights(blocks: Rows) -> [S::Vector; 8] {
-        // SAFETY: the trait's promise.
-        unsafe {
-            let [a, b, c, d] = S::rows_of_16(blocks, 2);
-            let [e, f, g, h] = S::rows_of_16(blocks, 18);
-            let mut weights = [a, b, c, d, e, f, g, h];
-            for weights in &mut weights {
-                *weights = S::stored(*weights);
-            }
-            weights
         }
     }
 }

@@ -40,20 +40,26 @@
 //! values `l, l + 16, ..` in ascending order, where both are zero beyond the end up to a multiple of 16; then lane `i` takes lane `i + 8`, then `i + 4`, `i + 2`, `i + 1`.
 
 mod activations;
+#[cfg(target_arch = "aarch64")]
+mod arm;
 mod buffer;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod floats;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod formats;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod formats_32;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod level;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod panels;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod rows;
 mod scalar;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod simd;
 mod tile;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod unpack;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -111,6 +117,12 @@ impl MatmulKernels {
             Isa::Avx512 => &x86::avx512_level::KERNELS,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => &x86::avx512vnni_level::KERNELS,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => &arm::neon_level::KERNELS,
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => &arm::neondot_level::KERNELS,
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonI8mm => &arm::neoni8mm_level::KERNELS,
             _ => &SCALAR,
         })
     }

@@ -122,7 +122,7 @@ pub(super) struct Rows {
 }
 
 /// Unpacks some blocks of sixteen rows into a panel.
-pub(super) type UnpackFn = unsafe fn(QFormat, Rows, usize, *mut u8, Ahead);
+pub(super) type UnpackFn = unsafe fn(Rows, usize, *mut u8, Ahead);
 /// Memory that will be read soon: with each block of work some lines of it are asked for.
 #[derive(Clone, Copy)]
 pub(super) struct Ahead {
@@ -198,7 +198,7 @@ pub(super) unsafe fn matmul(kernel: &PanelKernel, product: &Product<'_>, out: &m
                         let bytes = blocks * product.format.block_bytes();
                         let rows = weight_rows(product, first, within, bytes, &mut scratch.rows);
                         // SAFETY: the rows have the blocks, the panel has room for them.
-                        unsafe { (kernel.unpack)(product.format, rows, blocks, panel.as_mut_ptr(), ahead) }
+                        unsafe { (kernel.unpack)(rows, blocks, panel.as_mut_ptr(), ahead) }
                         ahead = ahead.after(blocks);
                     }
                 }
@@ -349,7 +349,12 @@ pub(super) unsafe fn tile_of_256<
                 let steps = 64 / SUBS;
                 let mut dots = [[[S::zero(); P]; R]; 2];
                 let weights = block.add(layout.weights_at() + LINE * steps * sub);
-                for step in 0..steps {
+                if S::PAIRS && R.is_multiple_of(2) {
+                    let k = 256 * x_block + 4 * steps * sub;
+                    dots[0] = paired::<S, WIDE, R, P>(tile, &x, weights, k, steps);
+                }
+                let singly = if S::PAIRS && R.is_multiple_of(2) { 0 } else { steps };
+                for step in 0..singly {
                     let mut w = [S::zero(); P];
                     for p in 0..P {
                         w[p] = S::load(weights.add(p * tile.panel_bytes + LINE * step));
@@ -394,6 +399,37 @@ pub(super) unsafe fn tile_of_256<
                 }
             }
         }
+    }
+}
+
+/// Dot products of `4 steps` weights from `weights` with the activations from `k`, two activation rows at a time.
+///
+/// # Safety
+/// As for [`tile_of_256`]; `steps` is even.
+#[inline(always)]
+unsafe fn paired<S: Simd, const WIDE: bool, const R: usize, const P: usize>(
+    tile: &Tile,
+    x: &[RowPointers; R],
+    weights: *const u8,
+    k: usize,
+    steps: usize,
+) -> [[S::Vector; P]; R] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut dots = [[S::zero(); P]; R];
+        for p in 0..P {
+            for r in (0..R).step_by(2) {
+                let mut sums = [S::zero(); 2];
+                for step in (0..steps).step_by(2) {
+                    let w = weights.add(p * tile.panel_bytes + LINE * step);
+                    let x = [x[r].quants.add(k + 4 * step), x[r + 1].quants.add(k + 4 * step)];
+                    sums = S::dot_pair::<WIDE>(sums, [S::load(w), S::load(w.add(LINE))], x);
+                }
+                let [first, second] = S::apart(sums);
+                (dots[r][p], dots[r + 1][p]) = (first, second);
+            }
+        }
+        dots
     }
 }
 
@@ -468,7 +504,12 @@ pub(super) unsafe fn tile_of_32<
                     dots[0][r] = [S::multiply(x_sum, S::splat_int(-OFFSET)); P];
                 }
             }
-            for step in 0..8 {
+            if S::PAIRS && R.is_multiple_of(2) {
+                let weights = block.add(layout.weights_at());
+                dots[1] = paired::<S, WIDE, R, P>(tile, &x, weights, 32 * x_block, 8);
+            }
+            let singly = if S::PAIRS && R.is_multiple_of(2) { 0 } else { 8 };
+            for step in 0..singly {
                 let mut w = [S::zero(); P];
                 for p in 0..P {
                     w[p] = S::load(block.add(p * tile.panel_bytes + layout.weights_at() + LINE * step));
@@ -486,7 +527,8 @@ pub(super) unsafe fn tile_of_32<
                 for r in 0..R {
                     let x_scale = S::splat(*x[r].scales.add(x_block));
                     let scale = S::product(scales, x_scale);
-                    let dot = if ways == 2 { S::add(dots[0][r][p], dots[1][r][p]) } else { dots[0][r][p] };
+                    let both = ways == 2 || S::PAIRS;
+                    let dot = if both { S::add(dots[0][r][p], dots[1][r][p]) } else { dots[0][r][p] };
                     chains[r][p] = S::fma(S::to_floats(dot), scale, chains[r][p]);
                     if MINS {
                         let x_sum = S::to_floats(splat_at::<S, i32>(x[r].sums.add(x_block)));

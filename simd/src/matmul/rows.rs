@@ -10,7 +10,8 @@ use std::mem::MaybeUninit;
 use super::Product;
 use super::activations::RowPointers;
 use super::buffer::AlignedBuffer;
-use super::formats::{Format32, Format256};
+use super::formats::Format256;
+use super::formats_32::Format32;
 use super::panels::{Rows, weight_rows};
 use super::simd::Simd;
 use super::tile::OutTile;
@@ -201,8 +202,13 @@ unsafe fn sixteen_rows<S: Simd, F: Format32<S>>(rows: Rows, x: RowPointers, bloc
                 let quants = S::splat_int(x.quants.add(32 * b + 4 * i).cast::<i32>().read_unaligned());
                 dots[i % 2] = dot::<S>(F::WIDE, dots[i % 2], weights[i], quants);
             }
-            let scale = S::product(F::scales(block), S::splat(*x.scales.add(b)));
+            let x_scale = S::splat(*x.scales.add(b));
+            let scale = S::product(F::scales(block), x_scale);
             chains = S::fma(S::to_floats(S::add(dots[0], dots[1])), scale, chains);
+            if F::MINS {
+                let x_sum = S::to_floats(S::splat_int(*x.sums.add(b)));
+                chains = S::negated_fma(x_sum, S::product(F::mins(block), x_scale), chains);
+            }
         }
         chains
     }

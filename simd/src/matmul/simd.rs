@@ -19,6 +19,9 @@ pub(super) trait Simd: Copy {
     /// What the stored form of wide weights ([`Simd::stored`]) adds to each.
     const WIDE_OFFSET: i32;
 
+    /// Whether two activation rows at a time ([`Simd::dot_pair`]) are faster than one after the other.
+    const PAIRS: bool = false;
+
     unsafe fn zero() -> Self::Vector;
     unsafe fn load(p: *const u8) -> Self::Vector;
     unsafe fn store(p: *mut u8, v: Self::Vector);
@@ -78,6 +81,32 @@ pub(super) trait Simd: Copy {
     /// Adds the dot products of four bytes to each int: `w` unsigned, below 64; or any weight in stored form if
     /// `WIDE`. `x` is -127 to 127.
     unsafe fn dot<const WIDE: bool>(sum: Self::Vector, w: Self::Vector, x: Self::Vector) -> Self::Vector;
+    /// Adds the dot products of eight weights, four in each vector, with the eight activations at each `x`: two
+    /// activation rows at once. How the sums lie is the instruction set's own, zeros apart; [`Simd::apart`] brings
+    /// them in order.
+    #[inline(always)]
+    unsafe fn dot_pair<const WIDE: bool>(
+        sums: [Self::Vector; 2],
+        w: [Self::Vector; 2],
+        x: [*const i8; 2],
+    ) -> [Self::Vector; 2] {
+        let mut sums = sums;
+        for (sum, x) in sums.iter_mut().zip(x) {
+            for half in 0..2 {
+                // SAFETY: the trait's promise: eight bytes are readable.
+                unsafe {
+                    let x = Self::splat_int(x.add(4 * half).cast::<i32>().read_unaligned());
+                    *sum = Self::dot::<WIDE>(*sum, w[half], x);
+                }
+            }
+        }
+        sums
+    }
+    /// The sums of [`Simd::dot_pair`], first row first.
+    #[inline(always)]
+    unsafe fn apart(sums: [Self::Vector; 2]) -> [Self::Vector; 2] {
+        sums
+    }
     /// As `dot` with `w` below 64, where each pair of products is multiplied by a word of `scales`.
     unsafe fn dot_scaled(
         sum: Self::Vector,

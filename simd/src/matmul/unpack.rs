@@ -1,11 +1,11 @@
 //! From blocks of sixteen rows to panels. Sixteen bytes of each row are read and transposed first, packed as they are,
 //! so that every int of a vector belongs to one row; fields are taken apart afterwards, for all rows at once.
 
-use super::formats::{Format32, IQ4NL, IQ4XS, Q4K, Q5K, Q6K, Q40, Q80, iq4_weights};
+use super::formats::{IQ4XS, Q2K, Q3K, Q4K, Q5K, Q6K};
+use super::formats_32::{Format32, Fp4, IQ4NL, Q40, Q41, Q50, Q51, Q80, iq4_weights};
 use super::panels::{Ahead, LINE, Layout, Rows, layout};
 use super::simd::Simd;
-use crate::LANES;
-use crate::quant::{Block, QFormat, unpack_block};
+use crate::quant::QFormat;
 
 /// A format with an unpacking of its own.
 ///
@@ -136,6 +136,94 @@ unsafe fn put_scales<S: Simd, const SUBS: usize>(layout: Layout, scales: [S::Vec
                     (S::multiply(scales[2 * i], factor), S::multiply(scales[2 * i + 1], factor));
                 put::<S>(panel.add(layout.pairs_at()), i, pair::<S>(low, high));
             }
+        }
+    }
+}
+
+/// Sixteen bytes of 2-bit integers of Q2_K and Q3_K: bytes `16 piece ..` of the 32 that hold values `128 half ..`. Each
+/// vector of four values goes to its place with what `upper(j, i)` adds to it, `j` counting 32 values.
+macro_rules! two_bits {
+    ($blocks:ident, $at:expr, $weights:ident, $half:literal, $piece:literal, $upper:expr) => {
+        let packed = S::rows_of_16($blocks, $at + 32 * $half + 16 * $piece);
+        two_bits!(@ packed, $weights, $half, $piece, $upper, 0 1 2 3);
+    };
+    (@ $packed:ident, $weights:ident, $half:literal, $piece:literal, $upper:expr, $($j:literal)*) => {
+        $(for i in 0..4 {
+            let low = S::and(S::shift_right::<{ 2 * $j }>($packed[i]), S::splat_int(0x0303_0303));
+            let upper = S::and(S::shift_right::<{ 4 * $half + $j }>($upper[i]), S::splat_int(0x0101_0101));
+            let at = 32 * $half + 8 * $j + 4 * $piece + i;
+            put::<S>($weights, at, S::or(low, S::shift_left::<2>(upper)));
+        })*
+    };
+}
+
+impl<S: Simd> Unpack<S> for Q2K<S> {
+    const FORMAT: QFormat = QFormat::Q2K;
+
+    #[inline(always)]
+    unsafe fn block(blocks: Rows, panel: *mut u8, ahead: Ahead) {
+        // SAFETY: the trait's promise.
+        unsafe {
+            let layout = <Self as Unpack<S>>::LAYOUT;
+            let [_, _, _, halves] = S::rows_of_16(blocks, 68);
+            S::store_floats(panel.cast(), S::lower_halves(halves));
+            S::store_floats(panel.add(LINE).cast(), S::lower_halves(S::shift_right::<16>(halves)));
+            for (four, both) in S::rows_of_16(blocks, 0).into_iter().enumerate() {
+                let (scales, mins) = (bytes::<S>(S::low_nibbles(both)), bytes::<S>(S::high_nibbles(both)));
+                for i in 0..4 {
+                    put::<S>(panel.add(layout.subs_at()), 4 * four + i, scales[i]);
+                }
+                let pairs = panel.add(layout.pairs_at());
+                put::<S>(pairs, 2 * four, pair::<S>(mins[0], mins[1]));
+                put::<S>(pairs, 2 * four + 1, pair::<S>(mins[2], mins[3]));
+            }
+            let (weights, none) = (panel.add(layout.weights_at()), [S::zero(); 4]);
+            ahead.part::<S>(0, 2);
+            two_bits!(blocks, 16, weights, 0, 0, none);
+            two_bits!(blocks, 16, weights, 0, 1, none);
+            ahead.part::<S>(1, 2);
+            two_bits!(blocks, 16, weights, 1, 0, none);
+            two_bits!(blocks, 16, weights, 1, 1, none);
+        }
+    }
+}
+
+impl<S: Simd> Unpack<S> for Q3K<S> {
+    const FORMAT: QFormat = QFormat::Q3K;
+
+    #[inline(always)]
+    unsafe fn block(blocks: Rows, panel: *mut u8, ahead: Ahead) {
+        // SAFETY: the trait's promise.
+        unsafe {
+            let layout = <Self as Unpack<S>>::LAYOUT;
+            // The last sixteen bytes: two of integers, twelve of scales, the block's scale.
+            let [a, b, c, d] = S::rows_of_16(blocks, 94);
+            S::store_floats(panel.cast(), S::lower_halves(S::shift_right::<16>(d)));
+            let join = |low, high| S::or(S::shift_right::<16>(low), S::shift_left::<16>(high));
+            let (low, high, upper) = (join(a, b), join(b, c), join(c, d));
+            let top = S::splat_int(0x3030_3030);
+            let fours = [
+                S::or(S::low_nibbles(low), S::and(S::shift_left::<4>(upper), top)),
+                S::or(S::low_nibbles(high), S::and(S::shift_left::<2>(upper), top)),
+                S::or(S::high_nibbles(low), S::and(upper, top)),
+                S::or(S::high_nibbles(high), S::and(S::shift_right::<2>(upper), top)),
+            ];
+            let mut scales = [S::zero(); 16];
+            for (four, six) in fours.into_iter().enumerate() {
+                for (i, six) in bytes::<S>(six).into_iter().enumerate() {
+                    scales[4 * four + i] = S::subtract(six, S::splat_int(32));
+                }
+            }
+            put_scales::<S, 16>(layout, scales, panel);
+            let weights = panel.add(layout.weights_at());
+            let third = S::rows_of_16(blocks, 0);
+            ahead.part::<S>(0, 2);
+            two_bits!(blocks, 32, weights, 0, 0, third);
+            two_bits!(blocks, 32, weights, 1, 0, third);
+            let third = S::rows_of_16(blocks, 16);
+            ahead.part::<S>(1, 2);
+            two_bits!(blocks, 32, weights, 0, 1, third);
+            two_bits!(blocks, 32, weights, 1, 1, third);
         }
     }
 }
@@ -283,6 +371,9 @@ macro_rules! unpack_32 {
                 unsafe {
                     ahead.part::<S>(0, 1);
                     S::store_floats(panel.cast(), Self::scales(blocks));
+                    if <Self as Format32<S>>::MINS {
+                        S::store_floats(panel.add(LINE).cast(), <Self as Format32<S>>::mins(blocks));
+                    }
                     let weights = Self::weights(blocks);
                     for i in 0..8 {
                         put::<S>(panel.add(<Self as Unpack<S>>::LAYOUT.weights_at()), i, weights[i]);
@@ -292,54 +383,4 @@ macro_rules! unpack_32 {
         })*
     };
 }
-unpack_32!(Q40 IQ4NL Q80);
-
-/// Unpacks `count` blocks of sixteen rows of any block format with narrow weights, in plain code.
-///
-/// # Safety
-/// The rows have the blocks, the panel has room for them.
-pub(super) unsafe fn unpack_any(format: QFormat, rows: Rows, count: usize, panel: *mut u8, _: Ahead) {
-    let layout = layout(format, 0);
-    let bytes = format.block_bytes();
-    let mut unpacked = Block::ZERO;
-    for b in 0..count {
-        for row in 0..LANES {
-            let start = rows.start.wrapping_add(row * rows.stride + b * bytes);
-            // SAFETY: the caller's promise.
-            let block = unsafe { std::slice::from_raw_parts(start, bytes) };
-            unpack_block(format, block, &mut unpacked);
-            // SAFETY: the caller's promise: a block of the panel is writable.
-            let panel = unsafe {
-                let panel = panel.add(b * layout.block_bytes());
-                std::slice::from_raw_parts_mut(panel, layout.block_bytes())
-            };
-            write_block(layout, &unpacked, row, panel);
-        }
-    }
-}
-
-/// Writes one row's block into a panel's block.
-fn write_block(layout: Layout, block: &Block, row: usize, panel: &mut [u8]) {
-    let mut put = |at: usize, bytes: [u8; 4]| {
-        panel[at + 4 * row..at + 4 * row + 4].copy_from_slice(&bytes);
-    };
-    put(0, block.scale.to_le_bytes());
-    if layout.mins {
-        put(LINE, block.min.to_le_bytes());
-    }
-    for pair in 0..layout.pairs() {
-        let word = |sub: usize| match layout.mins {
-            true => i16::from(block.sub_mins[sub]),
-            false => i16::from(block.sub_scales[sub]) * -(layout.offset as i16),
-        };
-        let ([a, b], [c, d]) = (word(2 * pair).to_le_bytes(), word(2 * pair + 1).to_le_bytes());
-        put(layout.pairs_at() + LINE * pair, [a, b, c, d]);
-    }
-    for sub in 0..layout.subs {
-        put(layout.subs_at() + LINE * sub, i32::from(block.sub_scales[sub]).to_le_bytes());
-    }
-    for (i, four) in block.quants[..layout.block_len].as_chunks::<4>().0.iter().enumerate() {
-        let weights = four.map(|quant| (quant + layout.offset as i8) as u8);
-        put(layout.weights_at() + LINE * i, weights);
-    }
-}
+unpack_32!(Q40 Q41 Q50 Q51 Q80 IQ4NL Fp4);

@@ -41,7 +41,7 @@ fn look_up(bytes: &[u8], levels: &[i8; 16], quants: &mut [i8]) {
 }
 
 /// `2^(exponent - 128)`: half of the E8M0 number, because the levels are doubled. The two smallest are subnormal.
-pub(super) fn half_power_of_two(exponent: u8) -> f32 {
+pub(crate) fn half_power_of_two(exponent: u8) -> f32 {
     match exponent {
         0 | 1 => f32::from_bits(0x0020_0000 << exponent),
         _ => f32::from_bits(u32::from(exponent - 1) << 23),

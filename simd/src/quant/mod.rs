@@ -11,6 +11,7 @@ mod legacy;
 mod quantize;
 
 pub use block::Block;
+pub(crate) use codebook::half_power_of_two;
 pub use codebook::{FP4_LEVELS, IQ4_LEVELS};
 pub use format::QFormat;
 pub use quantize::{QuantizeError, can_quantize, quantize_row};

@@ -31,6 +31,11 @@ pub(crate) trait Simd: Copy {
     fn streaming_fence(self) {}
     /// Widens exactly.
     fn load_f16(self, from: &[f16; LANES]) -> Self::V;
+    /// Signed bytes as floats.
+    #[inline(always)]
+    fn load_i8(self, from: &[u8; LANES]) -> Self::V {
+        self.load(&from.map(|byte| f32::from(byte as i8)))
+    }
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;

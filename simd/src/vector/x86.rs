@@ -77,6 +77,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn load_i8(self, from: &[u8; LANES]) -> __m512 {
+        // SAFETY: the token proves AVX-512F; `from` is 16 readable bytes.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         // SAFETY: the token proves AVX-512F.
         unsafe { _mm512_add_ps(a, b) }
@@ -333,6 +339,16 @@ impl Simd for Avx2 {
         unsafe {
             let halves: *const __m128i = from.as_ptr().cast();
             Pair(_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves.add(1))))
+        }
+    }
+
+    #[inline(always)]
+    fn load_i8(self, from: &[u8; LANES]) -> Pair {
+        // SAFETY: the token proves AVX2; `from` is 16 readable bytes.
+        unsafe {
+            let bytes = _mm_loadu_si128(from.as_ptr().cast());
+            let high = _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes));
+            Pair(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)), _mm256_cvtepi32_ps(high))
         }
     }
 

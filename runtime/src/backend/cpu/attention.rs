@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::scratch::{Buffer, grown};
 use crate::state::layout::{AttentionLayout, PAGE_POSITIONS};
-use crate::state::memory::{KvPage, SequenceMemory};
+use crate::state::memory::{KvPage, Q8_BYTES, Q8_VALUES, SequenceMemory};
 use crate::weights::AttentionWeights;
 
 /// Pages of a span. Spans start at absolute multiples of it, so a row's result does not depend on how the cache is
@@ -81,6 +81,7 @@ pub(super) struct AttentionScratch {
     /// As `queries`.
     results: Buffer,
     partials: Vec<Partials>,
+    key: Buffer,
 }
 
 /// Runs one sequence's rows through one attention layer. The pages for the rows must be there and writable.
@@ -97,7 +98,7 @@ pub(super) fn mix(
 ) {
     let spec = &layout.spec;
     let count = rows.k.len() / (spec.kv_heads * spec.head_dim);
-    append(kernels, layout, weights, rotary, eps, start, memory, rows.k, rows.v);
+    append(kernels, layout, weights, rotary, eps, start, memory, rows.k, rows.v, &mut scratch.key);
     prepare_queries(kernels, spec, weights, rotary, eps, start, rows.q, scratch);
     let call = Call { kernels, layout, start, rows: count, pages: &memory.pages };
     call.attend(scratch);
@@ -115,10 +116,11 @@ fn append(
     memory: &mut SequenceMemory,
     keys: &mut [f32],
     values: &[f32],
+    normed: &mut Buffer,
 ) {
     let spec = &layout.spec;
     let (dim, width) = (spec.head_dim, spec.kv_heads * spec.head_dim);
-    let mut normed = vec![0.0; dim];
+    let normed = grown(normed, dim);
     for (row, (keys, values)) in keys.chunks_exact(width).zip(values.chunks_exact(width)).enumerate() {
         let position = start + row;
         let (cos, sin) = rotary.at(position);
@@ -127,9 +129,9 @@ fn append(
         let at = position % PAGE_POSITIONS * dim;
         for head in 0..spec.kv_heads {
             let range = head * dim..(head + 1) * dim;
-            kernels.vector.rms_norm(&keys[range.clone()], &weights.k_norm, eps, &mut normed);
-            kernels.vector.rope(&mut normed, cos, sin);
-            page.write(layout.keys_at(head) + at, &normed);
+            kernels.vector.rms_norm(&keys[range.clone()], &weights.k_norm, eps, normed);
+            kernels.vector.rope(normed, cos, sin);
+            page.write(layout.keys_at(head) + at, normed);
             page.write(layout.values_at(head) + at, &values[range]);
         }
     }
@@ -204,7 +206,8 @@ impl Call<'_> {
         }
         let queries = &scratch.queries;
         let partials = &mut scratch.partials[..units];
-        partials.par_iter_mut().enumerate().for_each(|(unit, partial)| {
+        // Unit by unit, so that a worker that stands still holds no row of them.
+        partials.par_iter_mut().enumerate().with_max_len(1).for_each(|(unit, partial)| {
             let (kv_head, block, span) = (unit / spans / blocks, unit / spans % blocks, unit % spans);
             let tokens = block * TOKEN_BLOCK..self.rows.min((block + 1) * TOKEN_BLOCK);
             let at = (kv_head * self.rows + tokens.start) * group * dim;
@@ -272,6 +275,10 @@ impl Call<'_> {
             KvPage::F16(page) => {
                 let page: &[f16] = page;
                 (KvBlock::F16(&page[keys..keys + len]), KvBlock::F16(&page[values..values + len]))
+            }
+            KvPage::Q8(page) => {
+                let bytes = |from: usize| from / Q8_VALUES * Q8_BYTES..(from + len) / Q8_VALUES * Q8_BYTES;
+                (KvBlock::Q8(&page[bytes(keys)]), KvBlock::Q8(&page[bytes(values)]))
             }
         }
     }

@@ -4,9 +4,10 @@ use millpond_models::MoeSpec;
 use millpond_simd::kernels::Kernels;
 use rayon::prelude::*;
 
-use super::project::{Inputs, Products, project};
+use super::project::{Inputs, Products, multiply, project, unit_rows, units};
 use super::scratch::{Buffer, grown};
-use crate::weights::{FfnWeights, GluWeights, MoeWeights};
+use crate::par::{SharedRows, claim_each};
+use crate::weights::{FfnWeights, GluWeights, Matrix, MoeWeights};
 
 /// Working memory of the feed-forwards.
 #[derive(Default)]
@@ -15,182 +16,232 @@ pub(super) struct FfnScratch {
     up: Buffer,
     activated: Buffer,
     inner: Inputs,
-    router: Buffer,
-    router_inputs: Inputs,
-    gathered: Buffer,
-    gathered_inputs: Inputs,
-    expert_out: Buffer,
-    shared_gate: Buffer,
-    /// For each row, its experts with their weights, best first.
-    choices: Vec<(u32, f32)>,
-    order: Vec<u32>,
-    /// `[rows][top_k][hidden]`: what each chosen expert returned.
-    returned: Buffer,
+    experts: ExpertScratch,
 }
 
-/// `out[row] = ffn(x[row])` for `rows` normed rows.
+/// Working memory of mixtures of experts. A *place* is a row of an expert's: choices in the order of their experts.
+#[derive(Default)]
+struct ExpertScratch {
+    scores: Buffer,
+    /// For each row, its experts with their weights, best first.
+    choices: Vec<(u32, f32)>,
+    /// The choice at each place.
+    order: Vec<u32>,
+    /// The place of each choice.
+    places: Vec<u32>,
+    groups: Vec<Group>,
+    /// Rows at their places, prepared.
+    gathered: Inputs,
+    /// `[places][width]`.
+    gate: Buffer,
+    up: Buffer,
+    activated: Buffer,
+    inner: Inputs,
+    /// `[places][hidden]`: what each chosen expert returned.
+    returned: Buffer,
+    /// `[rows][hidden]`: what the shared expert returned, and the weight of it.
+    shared: Buffer,
+    shared_gate: Buffer,
+}
+
+/// The places of one expert.
+#[derive(Clone, Copy)]
+struct Group {
+    expert: u32,
+    start: u32,
+    end: u32,
+}
+
+impl Group {
+    fn places(self) -> std::ops::Range<usize> {
+        self.start as usize..self.end as usize
+    }
+}
+
+/// How a feed-forward is computed, and for how many rows.
+#[derive(Clone, Copy)]
+pub(super) struct Call<'a> {
+    pub(super) kernels: &'a Kernels,
+    pub(super) products: Products,
+    pub(super) rows: usize,
+}
+
+/// The rows a feed-forward takes: `norm(row, values)` writes them.
+pub(super) struct Normed<'a, N> {
+    /// `[rows][hidden]`, to be written.
+    pub(super) values: &'a mut [f32],
+    pub(super) norm: N,
+}
+
+/// `out[row] = ffn(normed[row])`.
 pub(super) fn run(
-    kernels: &Kernels,
-    products: Products,
+    call: Call<'_>,
     spec: Option<&MoeSpec>,
     weights: &FfnWeights,
-    x: &[f32],
-    rows: usize,
+    normed: Normed<'_, impl Fn(usize, &mut [f32]) + Sync>,
     inputs: &mut Inputs,
     scratch: &mut FfnScratch,
     out: &mut [f32],
 ) {
+    let Normed { values, norm } = normed;
     match (weights, spec) {
         (FfnWeights::Moe(weights), Some(spec)) => {
-            moe(kernels, products, spec, weights, x, rows, inputs, scratch, out)
+            let first = &weights.experts[0];
+            let own = [&weights.router, &first.gate, &first.up];
+            let shared = weights.shared.iter().flat_map(|(shared, gate)| [&shared.gate, &shared.up, gate]);
+            let matrices = own.into_iter().chain(shared);
+            inputs.make(call.products, values, weights.router.cols(), matrices, norm);
+            moe(call, spec, weights, inputs, scratch, out);
         }
         (FfnWeights::Dense(weights), _) => {
-            inputs.set(products, x, rows, weights.gate.cols(), [&weights.gate, &weights.up]);
-            glu(kernels, products, weights, inputs, rows, scratch, out);
+            inputs.make(call.products, values, weights.gate.cols(), [&weights.gate, &weights.up], norm);
+            glu(call, weights, inputs, scratch, out);
         }
         (FfnWeights::Moe(_), None) => unreachable!("weights are loaded to the specification"),
     }
 }
 
 /// `down(silu(gate(x)) * up(x))` for rows that `inputs` holds.
-fn glu(
-    kernels: &Kernels,
-    products: Products,
-    weights: &GluWeights,
-    inputs: &Inputs,
-    rows: usize,
-    scratch: &mut FfnScratch,
-    out: &mut [f32],
-) {
-    let width = weights.gate.rows();
+fn glu(call: Call<'_>, weights: &GluWeights, inputs: &Inputs, scratch: &mut FfnScratch, out: &mut [f32]) {
+    let (rows, width) = (call.rows, weights.gate.rows());
     let gate = grown(&mut scratch.gate, rows * width);
     let up = grown(&mut scratch.up, rows * width);
-    project(products, inputs, [(&weights.gate, gate), (&weights.up, up)]);
+    project(call.products, inputs, [(&weights.gate, &mut *gate), (&weights.up, &mut *up)]);
     let activated = grown(&mut scratch.activated, rows * width);
-    activated
-        .par_chunks_mut(ELEMENTS)
-        .zip(gate.par_chunks(ELEMENTS).zip(up.par_chunks(ELEMENTS)))
-        .for_each(|(activated, (gate, up))| kernels.vector.silu_mul(gate, up, activated));
-    scratch.inner.set(products, activated, rows, width, [&weights.down]);
-    project(products, &scratch.inner, [(&weights.down, out)]);
+    scratch.inner.make(call.products, activated, width, [&weights.down], activate(call, gate, up));
+    project(call.products, &scratch.inner, [(&weights.down, out)]);
 }
 
-/// Values one unit of element-wise work covers.
-const ELEMENTS: usize = 8192;
+/// `out = silu(gate[row]) * up[row]`.
+fn activate<'a>(call: Call<'a>, gate: &'a [f32], up: &'a [f32]) -> impl Fn(usize, &mut [f32]) + Sync + 'a {
+    move |row, out| {
+        let range = row * out.len()..(row + 1) * out.len();
+        call.kernels.vector.silu_mul(&gate[range.clone()], &up[range], out);
+    }
+}
 
+/// A mixture of experts. All matrices of the same stage, the shared expert's apart, are one parallel region.
 fn moe(
-    kernels: &Kernels,
-    products: Products,
+    call: Call<'_>,
     spec: &MoeSpec,
     weights: &MoeWeights,
-    x: &[f32],
-    rows: usize,
-    inputs: &mut Inputs,
+    inputs: &Inputs,
     scratch: &mut FfnScratch,
     out: &mut [f32],
 ) {
-    let hidden = weights.router.cols();
-    route(kernels, products, spec, weights, x, rows, scratch);
-    let returned = rows * spec.top_k * hidden;
-    grown(&mut scratch.returned, returned);
-    group_by_expert(scratch);
-    let order = std::mem::take(&mut scratch.order);
-    let same_expert = |a: &u32, b: &u32| scratch.choices[*a as usize].0 == scratch.choices[*b as usize].0;
-    let groups: Vec<&[u32]> = order.chunk_by(same_expert).collect();
-    for group in groups {
-        let expert = &weights.experts[scratch.choices[group[0] as usize].0 as usize];
-        run_expert(kernels, products, spec, expert, x, hidden, group, scratch);
+    let (rows, hidden, products) = (call.rows, weights.router.cols(), call.products);
+    let experts = &mut scratch.experts;
+    route(call, spec, weights, inputs, experts);
+    experts.group();
+    let (places, width) = (experts.order.len(), weights.experts[0].gate.rows());
+    let of = |group: &Group| &weights.experts[group.expert as usize];
+    let ExpertScratch { order, groups, gathered, gate, up, activated, inner, returned, .. } = experts;
+    let matrices = groups.iter().flat_map(|group| [&of(group).gate, &of(group).up]);
+    gathered.gather(products, inputs, order, |choice| choice as usize / spec.top_k, matrices);
+    let (gate, up) = (grown(gate, places * width), grown(up, places * width));
+    {
+        let outputs = [SharedRows::new(gate, places, width), SharedRows::new(up, places, width)];
+        grouped(products, gathered, groups, |group, part| [&of(group).gate, &of(group).up][part], &outputs);
     }
-    scratch.order = order;
-    sum_choices(kernels, spec, hidden, scratch, &mut out[..rows * hidden]);
+    let activated = grown(activated, places * width);
+    let down = groups.iter().map(|group| &of(group).down);
+    inner.make(products, activated, width, down, activate(call, gate, up));
+    let outputs = [SharedRows::new(grown(returned, places * hidden), places, hidden)];
+    grouped(products, inner, groups, |group, _| &of(group).down, &outputs);
+    drop(outputs);
+
+    let mut result = std::mem::take(&mut scratch.experts.shared);
+    let mut gates = std::mem::take(&mut scratch.experts.shared_gate);
     if let Some((shared, shared_gate)) = &weights.shared {
-        inputs.set(products, x, rows, hidden, [&shared.gate, &shared.up, shared_gate]);
-        let mut gates = std::mem::take(&mut scratch.shared_gate);
         project(products, inputs, [(shared_gate, grown(&mut gates, rows))]);
-        kernels.vector.sigmoid(&mut gates[..rows]);
-        let mut result = std::mem::take(&mut scratch.expert_out);
-        glu(kernels, products, shared, inputs, rows, scratch, grown(&mut result, rows * hidden));
-        for (row, out) in out.chunks_exact_mut(hidden).take(rows).enumerate() {
-            kernels.vector.add_scaled(out, &result[row * hidden..(row + 1) * hidden], gates[row]);
-        }
-        (scratch.shared_gate, scratch.expert_out) = (gates, result);
+        call.kernels.vector.sigmoid(&mut gates[..rows]);
+        glu(call, shared, inputs, scratch, grown(&mut result, rows * hidden));
     }
+    let shared = weights.shared.is_some().then(|| (&result[..rows * hidden], &gates[..rows]));
+    scratch.experts.sum(call, spec.top_k, shared, &mut out[..rows * hidden]);
+    (scratch.experts.shared, scratch.experts.shared_gate) = (result, gates);
 }
 
 /// Softmax over all experts, then the `top_k` best of each row; equal probabilities go to the lower expert.
-fn route(
-    kernels: &Kernels,
-    products: Products,
-    spec: &MoeSpec,
-    weights: &MoeWeights,
-    x: &[f32],
-    rows: usize,
-    scratch: &mut FfnScratch,
-) {
-    scratch.router_inputs.set(products, x, rows, weights.router.cols(), [&weights.router]);
-    let scores = grown(&mut scratch.router, rows * spec.experts);
-    project(products, &scratch.router_inputs, [(&weights.router, scores)]);
-    scratch.choices.clear();
-    for scores in scores.chunks_exact_mut(spec.experts) {
-        kernels.vector.softmax(scores);
-        let first = scratch.choices.len();
-        for _ in 0..spec.top_k {
-            let best = kernels.vector.argmax(scores);
-            scratch.choices.push((best as u32, scores[best]));
+fn route(call: Call<'_>, spec: &MoeSpec, weights: &MoeWeights, inputs: &Inputs, scratch: &mut ExpertScratch) {
+    let scores = grown(&mut scratch.scores, call.rows * spec.experts);
+    project(call.products, inputs, [(&weights.router, &mut *scores)]);
+    scratch.choices.resize(call.rows * spec.top_k, (0, 0.0));
+    let choices = scratch.choices.par_chunks_exact_mut(spec.top_k);
+    choices.zip(scores.par_chunks_exact_mut(spec.experts)).with_min_len(8).for_each(|(choices, scores)| {
+        call.kernels.vector.softmax(scores);
+        for choice in choices.iter_mut() {
+            let best = call.kernels.vector.argmax(scores);
+            *choice = (best as u32, scores[best]);
             scores[best] = f32::NEG_INFINITY;
         }
         if spec.normalize_weights {
-            let chosen = &mut scratch.choices[first..];
-            let sum: f32 = chosen.iter().map(|choice| choice.1).sum();
-            chosen.iter_mut().for_each(|choice| choice.1 /= sum);
+            let sum: f32 = choices.iter().map(|choice| choice.1).sum();
+            choices.iter_mut().for_each(|choice| choice.1 /= sum);
         }
-    }
+    });
 }
 
-/// Choices in the order of their experts, so that each expert's weights are read once.
-fn group_by_expert(scratch: &mut FfnScratch) {
-    scratch.order.clear();
-    scratch.order.extend(0..scratch.choices.len() as u32);
-    let choices = &scratch.choices;
-    scratch.order.sort_unstable_by_key(|&choice| (choices[choice as usize].0, choice));
-}
-
-/// Runs one expert over the rows that chose it; results go to their places in `returned`.
-fn run_expert(
-    kernels: &Kernels,
+/// Every expert's matrices with the rows at its places, into as many outputs as it has matrices, in one parallel region.
+/// Matrices of one part are of one shape.
+fn grouped<'m, const N: usize>(
     products: Products,
-    spec: &MoeSpec,
-    expert: &GluWeights,
-    x: &[f32],
-    hidden: usize,
-    group: &[u32],
-    scratch: &mut FfnScratch,
+    inputs: &Inputs,
+    groups: &[Group],
+    matrix: impl Fn(&Group, usize) -> &'m Matrix + Sync,
+    outputs: &[SharedRows<'_>; N],
 ) {
-    let rows = group.len();
-    let mut gathered = std::mem::take(&mut scratch.gathered);
-    let mut inputs = std::mem::take(&mut scratch.gathered_inputs);
-    let mut result = std::mem::take(&mut scratch.expert_out);
-    let values = grown(&mut gathered, rows * hidden);
-    for (&choice, to) in group.iter().zip(values.chunks_exact_mut(hidden)) {
-        let row = choice as usize / spec.top_k;
-        to.copy_from_slice(&x[row * hidden..(row + 1) * hidden]);
+    let Some(first) = groups.first() else { return };
+    let mut starts = [0; N];
+    let mut per_group = 0;
+    for (part, start) in starts.iter_mut().enumerate() {
+        *start = per_group;
+        per_group += units(matrix(first, part));
     }
-    inputs.set(products, values, rows, hidden, [&expert.gate, &expert.up]);
-    glu(kernels, products, expert, &inputs, rows, scratch, grown(&mut result, rows * hidden));
-    for (&choice, from) in group.iter().zip(result.chunks_exact(hidden)) {
-        let at = choice as usize * hidden;
-        scratch.returned[at..at + hidden].copy_from_slice(from);
-    }
-    (scratch.gathered, scratch.gathered_inputs, scratch.expert_out) = (gathered, inputs, result);
+    claim_each(groups.len() * per_group, |unit| {
+        let (group, unit) = (&groups[unit / per_group], unit % per_group);
+        let part = starts.iter().rposition(|&start| start <= unit).unwrap_or(0);
+        let matrix = matrix(group, part);
+        let first = (unit - starts[part]) * unit_rows(matrix);
+        let columns = first..(first + unit_rows(matrix)).min(matrix.rows());
+        let out = outputs[part].tile(group.places(), columns.clone());
+        multiply(products, inputs, group.places(), matrix, columns, out);
+    });
 }
 
-/// Each row's experts, weighted, summed from best to worst.
-fn sum_choices(kernels: &Kernels, spec: &MoeSpec, hidden: usize, scratch: &FfnScratch, out: &mut [f32]) {
-    out.fill(0.0);
-    for (row, out) in out.chunks_exact_mut(hidden).enumerate() {
-        for choice in row * spec.top_k..(row + 1) * spec.top_k {
-            let from = &scratch.returned[choice * hidden..(choice + 1) * hidden];
-            kernels.vector.add_scaled(out, from, scratch.choices[choice].1);
+impl ExpertScratch {
+    /// Choices in the order of their experts, so that each expert's weights are read once.
+    fn group(&mut self) {
+        let choices = &self.choices;
+        self.order.clear();
+        self.order.extend(0..choices.len() as u32);
+        self.order.sort_unstable_by_key(|&choice| (choices[choice as usize].0, choice));
+        self.places.resize(choices.len(), 0);
+        self.groups.clear();
+        for (place, &choice) in self.order.iter().enumerate() {
+            self.places[choice as usize] = place as u32;
+            let (expert, end) = (choices[choice as usize].0, place as u32 + 1);
+            match self.groups.last_mut() {
+                Some(group) if group.expert == expert => group.end = end,
+                _ => self.groups.push(Group { expert, start: place as u32, end }),
+            }
         }
+    }
+
+    /// Each row's experts, weighted, summed from best to worst, then the shared one.
+    fn sum(&self, call: Call<'_>, top_k: usize, shared: Option<(&[f32], &[f32])>, out: &mut [f32]) {
+        let hidden = out.len() / call.rows.max(1);
+        out.par_chunks_exact_mut(hidden).enumerate().with_min_len(4).for_each(|(row, out)| {
+            out.fill(0.0);
+            for choice in row * top_k..(row + 1) * top_k {
+                let at = self.places[choice] as usize * hidden;
+                let from = &self.returned[at..at + hidden];
+                call.kernels.vector.add_scaled(out, from, self.choices[choice].1);
+            }
+            if let Some((result, gates)) = shared {
+                let from = &result[row * hidden..(row + 1) * hidden];
+                call.kernels.vector.add_scaled(out, from, gates[row]);
+            }
+        });
     }
 }

@@ -46,7 +46,8 @@ struct Part<'a> {
 
 /// One sequence of a batch while a pass runs over it.
 pub(super) struct Running<'a> {
-    pub(super) memory: &'a mut SequenceMemory,
+    slot: Slot,
+    pub(super) memory: SequenceMemory,
     pub(super) plan: Option<&'a PassPlan>,
     pub(super) placement: Placement,
     pub(super) start: usize,
@@ -64,7 +65,6 @@ impl CpuBackend {
     ) -> Result<(), BackendError> {
         self.check(segments)?;
         self.make_room(segments)?;
-        outputs.logits.clear();
         outputs.hidden.clear();
         outputs.residuals.clear();
         let parts = segments.iter().map(|segment| Part {
@@ -175,15 +175,17 @@ impl CpuBackend {
     /// rows, and the working memory.
     fn pass<'p>(
         &mut self,
-        parts: impl Iterator<Item = Part<'p>> + Clone,
+        parts: impl Iterator<Item = Part<'p>>,
         work: impl FnOnce(&Context<'_>, &mut [Running<'_>], usize, &mut Scratch) + Send,
     ) {
-        let mut taken = take_memories(&mut self.sequences, parts.clone().map(|part| part.slot));
-        let mut running = Vec::with_capacity(taken.len());
+        let mut running = recycled(std::mem::take(&mut self.running));
         let mut first = 0;
-        for (Part { plan, start, rows, .. }, (_, memory)) in parts.zip(&mut taken) {
-            let placement = plan.map(Placement::new).unwrap_or_default();
-            running.push(Running { memory, plan, placement, start, rows, first });
+        for Part { slot, plan, start, rows } in parts {
+            // The slots were checked before.
+            let Some(memory) = self.sequences[slot.0].take() else { continue };
+            let idle = self.idle_placements.pop().unwrap_or_default();
+            let placement = plan.map(|plan| idle.placed(plan)).unwrap_or_default();
+            running.push(Running { slot, memory, plan, placement, start, rows, first });
             first += rows;
         }
         let scratch = &mut self.scratch;
@@ -199,8 +201,11 @@ impl CpuBackend {
             arithmetic: self.options.arithmetic,
         };
         self.team.run(|| work(&context, &mut running, first, scratch));
-        drop(running);
-        put_memories(&mut self.sequences, taken);
+        for Running { slot, memory, placement, .. } in running.drain(..) {
+            self.sequences[slot.0] = Some(memory);
+            self.idle_placements.push(placement);
+        }
+        self.running = recycled(running);
     }
 }
 
@@ -225,18 +230,11 @@ fn log_capacity(plan: &PassPlan, current: usize, options: &CpuOptions) -> usize 
     }
 }
 
-/// Takes the memories of a batch out of their slots; the slots were checked before.
-fn take_memories(
-    sequences: &mut [Option<SequenceMemory>],
-    slots: impl Iterator<Item = Slot>,
-) -> Vec<(Slot, SequenceMemory)> {
-    slots.filter_map(|slot| Some((slot, sequences[slot.0].take()?))).collect()
-}
-
-fn put_memories(sequences: &mut [Option<SequenceMemory>], taken: Vec<(Slot, SequenceMemory)>) {
-    for (slot, memory) in taken {
-        sequences[slot.0] = Some(memory);
-    }
+/// An empty vector in the memory of another, whose borrows are over: collecting a vector's own iterator reuses its
+/// memory.
+fn recycled<'a>(mut running: Vec<Running<'_>>) -> Vec<Running<'a>> {
+    running.clear();
+    running.into_iter().map_while(|_| None).collect()
 }
 
 /// Rows of a segment that want logits, counted from its first.

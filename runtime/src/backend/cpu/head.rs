@@ -46,11 +46,11 @@ impl Context<'_> {
             }
             first += rows;
         }
-        outputs.logits.clear();
+        // Not cleared first: every value is written, and filling megabytes with zeros takes its time.
+        outputs.logits.resize(count * output.rows(), 0.0);
         if count == 0 {
             return;
         }
-        outputs.logits.resize(count * output.rows(), 0.0);
         let products = self.products();
         scratch.inputs.set(products, &scratch.head[..count * hidden], count, hidden, [output]);
         project(products, &scratch.inputs, [(output, &mut outputs.logits)]);

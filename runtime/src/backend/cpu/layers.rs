@@ -6,8 +6,8 @@ use millpond_simd::quant::dequantize_row;
 use rayon::prelude::*;
 
 use super::attention::{self, AttentionRows, RotaryTable};
-use super::ffn;
-use super::forward::{Running, Scratch};
+use super::ffn::{self, Call, Normed};
+use super::forward::{Running, Scratch, SegmentScratch};
 use super::linear::{self, LinearStream, RowInputs};
 use super::project::{Arithmetic, Products, project};
 use super::scratch::grown;
@@ -63,21 +63,19 @@ impl Context<'_> {
     ) {
         let len = rows * self.spec.hidden;
         grown(&mut scratch.added, len);
-        let normed = grown(&mut scratch.normed, len);
-        self.norm_rows(&scratch.residual[..len], &weights.mixer_norm, normed);
+        grown(&mut scratch.normed, len);
+        let norm = &weights.mixer_norm;
         match (&weights.mixer, slot) {
             (MixerWeights::Linear(mixer), MixerSlot::Linear(index)) => {
-                self.linear(index, mixer, running, rows, scratch);
+                self.linear(index, mixer, norm, running, rows, scratch);
             }
             (MixerWeights::Attention(mixer), MixerSlot::Attention(index)) => {
-                self.attention(index, mixer, running, rows, scratch);
+                self.attention(index, mixer, norm, running, rows, scratch);
             }
             _ => unreachable!("weights are loaded to the specification"),
         }
         self.add(len, scratch);
-        let normed = grown(&mut scratch.normed, len);
-        self.norm_rows(&scratch.residual[..len], &weights.ffn_norm, normed);
-        self.feed_forward(&spec.ffn, &weights.ffn, rows, scratch);
+        self.feed_forward(&spec.ffn, &weights.ffn, &weights.ffn_norm, rows, scratch);
         self.add(len, scratch);
     }
 
@@ -86,21 +84,28 @@ impl Context<'_> {
         self.kernels.vector.add_assign(&mut scratch.residual[..len], &scratch.added[..len]);
     }
 
-    fn feed_forward(&self, spec: &FfnSpec, weights: &FfnWeights, rows: usize, scratch: &mut Scratch) {
+    /// `out[row] = rms_norm(residual[row]) * weight`, one row.
+    fn norm<'a>(&'a self, residual: &'a [f32], weight: &'a [f32]) -> impl Fn(usize, &mut [f32]) + Sync + 'a {
+        move |row, out| {
+            let x = &residual[row * weight.len()..(row + 1) * weight.len()];
+            self.kernels.vector.rms_norm(x, weight, self.spec.norm_eps, out);
+        }
+    }
+
+    fn feed_forward(
+        &self,
+        spec: &FfnSpec,
+        weights: &FfnWeights,
+        norm: &[f32],
+        rows: usize,
+        scratch: &mut Scratch,
+    ) {
         let len = rows * self.spec.hidden;
         let moe = if let FfnSpec::Moe(moe) = spec { Some(moe) } else { None };
-        let Scratch { normed, inputs, ffn, added, .. } = scratch;
-        ffn::run(
-            self.kernels,
-            self.products(),
-            moe,
-            weights,
-            &normed[..len],
-            rows,
-            inputs,
-            ffn,
-            &mut added[..len],
-        );
+        let Scratch { residual, normed, inputs, ffn, added, .. } = scratch;
+        let call = Call { kernels: self.kernels, products: self.products(), rows };
+        let normed = Normed { values: &mut normed[..len], norm: &self.norm(residual, norm) };
+        ffn::run(call, moe, weights, normed, inputs, ffn, &mut added[..len]);
     }
 
     /// A linear mixer over the batch: projections for all rows together, the state sequence by sequence.
@@ -108,6 +113,7 @@ impl Context<'_> {
         &self,
         index: usize,
         weights: &LinearWeights,
+        norm: &[f32],
         running: &mut [Running<'_>],
         rows: usize,
         scratch: &mut Scratch,
@@ -116,7 +122,7 @@ impl Context<'_> {
         let (channels, inner, heads) =
             (spec.conv_channels(), spec.value_heads * spec.value_dim, spec.value_heads);
         let len = rows * self.spec.hidden;
-        self.project_linear(spec, weights, rows, scratch);
+        self.project_linear(spec, weights, norm, rows, scratch);
         let Scratch {
             projections: [qkv, z, beta, alpha, _],
             mixed,
@@ -127,63 +133,74 @@ impl Context<'_> {
             ..
         } = scratch;
         let mixed = grown(mixed, rows * inner);
-        let mut outs = split_rows(mixed, running.iter().map(|r| r.rows), inner);
-        running.par_iter_mut().zip(segments.par_iter_mut()).zip(outs.par_iter_mut()).for_each(
-            |((sequence, scratch), out)| {
-                let Some(plan) = sequence.plan else { return };
-                let range = |width: usize| sequence.first * width..(sequence.first + sequence.rows) * width;
-                let stream = LinearStream {
-                    plan,
-                    placement: &sequence.placement,
-                    memory: sequence.memory,
-                    scratch: &mut scratch.linear,
-                    inputs: RowInputs::Projected {
-                        qkv: &qkv[range(channels)],
-                        beta: &beta[range(heads)],
-                        alpha: &alpha[range(heads)],
-                    },
-                    out,
-                };
-                linear::mix(self.kernels, self.layout, index, weights.into(), stream);
+        each_sequence(running, segments, [(mixed, inner)], &|sequence, scratch, [out]| {
+            let Some(plan) = sequence.plan else { return };
+            let range = |width: usize| sequence.first * width..(sequence.first + sequence.rows) * width;
+            let stream = LinearStream {
+                plan,
+                placement: &sequence.placement,
+                memory: &mut sequence.memory,
+                scratch: &mut scratch.linear,
+                inputs: RowInputs::Projected {
+                    qkv: &qkv[range(channels)],
+                    beta: &beta[range(heads)],
+                    alpha: &alpha[range(heads)],
+                },
+                out,
+            };
+            linear::mix(self.kernels, self.layout, index, weights.into(), stream);
+        });
+        let (width, z) = (spec.value_dim, &z[..rows * inner]);
+        mixed_inputs.make(
+            self.products(),
+            grown(gated, rows * inner),
+            inner,
+            [&weights.out],
+            |row, gated| {
+                let (mixed, z) = (&mixed[row * inner..], &z[row * inner..]);
+                let heads = mixed.chunks_exact(width).zip(z.chunks_exact(width));
+                for (out, (head, z)) in gated.chunks_exact_mut(width).zip(heads) {
+                    self.kernels.vector.gated_rms_norm(head, z, &weights.norm, self.spec.norm_eps, out);
+                }
             },
         );
-        let gated = grown(gated, rows * inner);
-        let heads =
-            mixed.par_chunks_exact(spec.value_dim).zip(z[..rows * inner].par_chunks_exact(spec.value_dim));
-        gated.par_chunks_exact_mut(spec.value_dim).zip(heads).with_min_len(4).for_each(|(out, (head, z))| {
-            self.kernels.vector.gated_rms_norm(head, z, &weights.norm, self.spec.norm_eps, out);
-        });
-        mixed_inputs.set(self.products(), gated, rows, inner, [&weights.out]);
         project(self.products(), mixed_inputs, [(&weights.out, &mut added[..len])]);
     }
 
     /// Queries, keys and values, gate, beta and alpha of all rows, each part in a buffer of its own.
-    fn project_linear(&self, spec: &LinearSpec, weights: &LinearWeights, rows: usize, scratch: &mut Scratch) {
+    fn project_linear(
+        &self,
+        spec: &LinearSpec,
+        weights: &LinearWeights,
+        norm: &[f32],
+        rows: usize,
+        scratch: &mut Scratch,
+    ) {
         let products = self.products();
         let hidden = self.spec.hidden;
         let (channels, inner, heads) =
             (spec.conv_channels(), spec.value_heads * spec.value_dim, spec.value_heads);
-        let Scratch { normed, inputs, projections: [qkv, z, beta, alpha, fused], .. } = scratch;
-        let normed = &normed[..rows * hidden];
+        let Scratch { residual, normed, inputs, projections: [qkv, z, beta, alpha, fused], .. } = scratch;
+        let (normed, norm) = (&mut normed[..rows * hidden], self.norm(residual, norm));
         let qkv = grown(qkv, rows * channels);
         let z = grown(z, rows * inner);
         let beta = grown(beta, rows * heads);
         let alpha = grown(alpha, rows * heads);
         match &weights.input {
             LinearInput::Split { qkv: wqkv, z: wz, beta: wbeta, alpha: walpha } => {
-                inputs.set(products, normed, rows, hidden, [wqkv, wz, wbeta, walpha]);
+                inputs.make(products, normed, hidden, [wqkv, wz, wbeta, walpha], norm);
                 project(products, inputs, [(wqkv, qkv), (wz, z), (wbeta, beta), (walpha, alpha)]);
             }
             LinearInput::SplitFusedGates { qkv: wqkv, z: wz, ba } => {
                 let both = grown(fused, rows * 2 * heads);
-                inputs.set(products, normed, rows, hidden, [wqkv, wz, ba]);
+                inputs.make(products, normed, hidden, [wqkv, wz, ba], norm);
                 project(products, inputs, [(wqkv, qkv), (wz, z), (ba, &mut *both)]);
                 split_gates(spec, both, beta, alpha);
             }
             LinearInput::ByKeyHead { qkvz, ba } => {
                 let joined = grown(fused, rows * (channels + inner + 2 * heads));
                 let (joined, both) = joined.split_at_mut(rows * (channels + inner));
-                inputs.set(products, normed, rows, hidden, [qkvz, ba]);
+                inputs.make(products, normed, hidden, [qkvz, ba], norm);
                 project(products, inputs, [(qkvz, &mut *joined), (ba, &mut *both)]);
                 split_by_key_head(spec, joined, qkv, z);
                 split_gates(spec, both, beta, alpha);
@@ -196,6 +213,7 @@ impl Context<'_> {
         &self,
         index: usize,
         weights: &AttentionWeights,
+        norm: &[f32],
         running: &mut [Running<'_>],
         rows: usize,
         scratch: &mut Scratch,
@@ -206,48 +224,70 @@ impl Context<'_> {
         let q_width = spec.heads * spec.head_dim * if spec.output_gate { 2 } else { 1 };
         let (kv_width, inner) = (spec.kv_heads * spec.head_dim, spec.heads * spec.head_dim);
         let Scratch {
-            normed, inputs, projections: [q, k, v, ..], mixed, mixed_inputs, added, segments, ..
+            residual,
+            normed,
+            inputs,
+            projections: [q, k, v, ..],
+            mixed,
+            mixed_inputs,
+            added,
+            segments,
+            ..
         } = scratch;
         let q = grown(q, rows * q_width);
         let k = grown(k, rows * kv_width);
         let v = grown(v, rows * kv_width);
-        inputs.set(products, &normed[..rows * hidden], rows, hidden, [&weights.q, &weights.k, &weights.v]);
+        let normed = &mut normed[..rows * hidden];
+        let matrices = [&weights.q, &weights.k, &weights.v];
+        inputs.make(products, normed, hidden, matrices, self.norm(residual, norm));
         project(products, inputs, [(&weights.q, &mut *q), (&weights.k, &mut *k), (&weights.v, &mut *v)]);
         let mixed = grown(mixed, rows * inner);
-        let mut outs = split_rows(mixed, running.iter().map(|r| r.rows), inner);
-        let mut keys = split_rows(k, running.iter().map(|r| r.rows), kv_width);
-        let units = running.par_iter_mut().zip(segments.par_iter_mut());
-        units.zip(outs.par_iter_mut().zip(keys.par_iter_mut())).for_each(
-            |((sequence, scratch), (out, k))| {
-                let range = |width: usize| sequence.first * width..(sequence.first + sequence.rows) * width;
-                let rows = AttentionRows { q: &q[range(q_width)], k, v: &v[range(kv_width)], out };
-                attention::mix(
-                    self.kernels,
-                    layout,
-                    weights,
-                    &self.rotary[index],
-                    self.spec.norm_eps,
-                    sequence.start,
-                    sequence.memory,
-                    &mut scratch.attention,
-                    rows,
-                );
-            },
-        );
+        each_sequence(running, segments, [(mixed, inner), (k, kv_width)], &|sequence, scratch, [out, k]| {
+            let range = |width: usize| sequence.first * width..(sequence.first + sequence.rows) * width;
+            let rows = AttentionRows { q: &q[range(q_width)], k, v: &v[range(kv_width)], out };
+            attention::mix(
+                self.kernels,
+                layout,
+                weights,
+                &self.rotary[index],
+                self.spec.norm_eps,
+                sequence.start,
+                &mut sequence.memory,
+                &mut scratch.attention,
+                rows,
+            );
+        });
         mixed_inputs.set(products, mixed, rows, inner, [&weights.out]);
         project(products, mixed_inputs, [(&weights.out, &mut added[..rows * hidden])]);
     }
 }
 
-/// Cuts `[rows][width]` values into one piece per sequence.
-fn split_rows(values: &mut [f32], rows: impl Iterator<Item = usize>, width: usize) -> Vec<&mut [f32]> {
-    let mut rest = values;
-    rows.map(|rows| {
-        let (piece, left) = std::mem::take(&mut rest).split_at_mut(rows * width);
-        rest = left;
-        piece
-    })
-    .collect()
+/// Calls `work` for every sequence of the batch, in parallel, with its rows of some `[rows][width]` values.
+fn each_sequence<const N: usize>(
+    running: &mut [Running<'_>],
+    scratch: &mut [SegmentScratch],
+    values: [(&mut [f32], usize); N],
+    work: &(impl Fn(&mut Running<'_>, &mut SegmentScratch, [&mut [f32]; N]) + Sync),
+) {
+    match running {
+        [] => {}
+        [sequence] => work(sequence, &mut scratch[0], values.map(|(values, _)| values)),
+        _ => {
+            let (first, second) = running.split_at_mut(running.len() / 2);
+            let (first_scratch, second_scratch) = scratch.split_at_mut(first.len());
+            let rows: usize = first.iter().map(|sequence| sequence.rows).sum();
+            let (mut left, mut right) = (values, std::array::from_fn(|_| (Default::default(), 0)));
+            for (left, right) in left.iter_mut().zip(&mut right) {
+                let (values, width) = (std::mem::take(&mut left.0), left.1);
+                let (before, after) = values.split_at_mut(rows * width);
+                (left.0, *right) = (before, (after, width));
+            }
+            rayon::join(
+                || each_sequence(first, first_scratch, left, work),
+                || each_sequence(second, second_scratch, right, work),
+            );
+        }
+    }
 }
 
 /// From `[rows][key_heads][beta (r), alpha (r)]` to `[rows][value_heads]` each.

@@ -17,11 +17,12 @@ use millpond_simd::kernels::Kernels;
 use super::{Backend, BackendError, MtpSegment, Outputs, Segment, Slot};
 use crate::par::Team;
 use crate::state::layout::{PAGE_POSITIONS, StateLayout};
-use crate::state::memory::{KvType, MemoryUsage, SequenceMemory};
+use crate::state::memory::{KvType, MemoryUsage, Q8_VALUES, SequenceMemory};
 use crate::weights::ModelWeights;
 use attention::RotaryTable;
 use forward::{Running, Scratch, wanted};
 use layers::Context;
+use linear::Placement;
 pub use project::Arithmetic;
 
 /// How the CPU backend is set up.
@@ -48,6 +49,9 @@ pub struct CpuBackend {
     rotary: Vec<RotaryTable>,
     sequences: Vec<Option<SequenceMemory>>,
     scratch: Scratch,
+    /// Memory of earlier passes' lists.
+    running: Vec<Running<'static>>,
+    idle_placements: Vec<Placement>,
 }
 impl CpuBackend {
     /// A backend for a model.
@@ -62,7 +66,7 @@ impl CpuBackend {
         options: CpuOptions,
     ) -> Result<CpuBackend, BackendError> {
         let layout = StateLayout::new(&spec);
-        check_shapes(&layout)?;
+        check_shapes(&layout, options.kv_type)?;
         let rotary = layout.attention.iter().map(|layer| RotaryTable::new(&layer.spec)).collect();
         Ok(CpuBackend {
             spec,
@@ -74,6 +78,8 @@ impl CpuBackend {
             rotary,
             sequences: Vec::new(),
             scratch: Scratch::default(),
+            running: Vec::new(),
+            idle_placements: Vec::new(),
         })
     }
 
@@ -115,7 +121,7 @@ impl CpuBackend {
 }
 
 /// Refuses shapes beyond what the kernels are written for.
-fn check_shapes(layout: &StateLayout) -> Result<(), BackendError> {
+fn check_shapes(layout: &StateLayout, kv_type: KvType) -> Result<(), BackendError> {
     let unsupported =
         |what: &'static str, found: usize, max: usize| Err(BackendError::Unsupported { what, found, max });
     for layer in &layout.linear {
@@ -127,6 +133,13 @@ fn check_shapes(layout: &StateLayout) -> Result<(), BackendError> {
         }
     }
     for layer in &layout.attention {
+        if kv_type == KvType::Q8 && !layer.spec.head_dim.is_multiple_of(Q8_VALUES) {
+            return unsupported(
+                "values of a head over the last whole block of an 8-bit cache",
+                layer.spec.head_dim % Q8_VALUES,
+                0,
+            );
+        }
         let group = layer.spec.heads / layer.spec.kv_heads;
         if group > attention::MAX_GROUP {
             return unsupported("query heads of a key/value head", group, attention::MAX_GROUP);

@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use millpond_simd::matmul::{ActivationKind, Activations, MatmulKernels, OutTile};
+use millpond_simd::matmul::{ActivationKind, ActivationWriter, Activations, MatmulKernels, OutTile};
 use millpond_simd::quant::{QFormat, dequantize_row};
 use rayon::prelude::*;
 use zerocopy::IntoBytes;
 
-use crate::par::SharedRows;
+use crate::par::{SharedRows, claim_each};
 use crate::weights::Matrix;
 
 /// Weight bytes one unit of work covers: large enough to hide the cost of claiming it, small enough that a late
@@ -57,6 +57,10 @@ struct Form {
     activations: Activations,
 }
 
+/// What the forms hold.
+const KINDS: [ActivationKind; 3] =
+    [ActivationKind::F32, ActivationKind::Q8Block32, ActivationKind::Q8Block256];
+
 fn index(kind: ActivationKind) -> usize {
     match kind {
         ActivationKind::F32 => 0,
@@ -66,7 +70,7 @@ fn index(kind: ActivationKind) -> usize {
 }
 
 impl Inputs {
-    /// Takes `rows x cols` new values in the forms that `matrices` need.
+    /// Takes `rows x cols` values in the forms that `matrices` need.
     pub(super) fn set<'m>(
         &mut self,
         products: Products,
@@ -75,24 +79,80 @@ impl Inputs {
         cols: usize,
         matrices: impl IntoIterator<Item = &'m Matrix>,
     ) {
+        let writers = self.start(products, rows, cols, matrices);
+        let prepare = |row: usize| {
+            let values = &values[row * cols..(row + 1) * cols];
+            writers.iter().flatten().for_each(|writer| writer.prepare_row(products.kernels, row, values));
+        };
+        if rows <= PREPARED_ROWS {
+            (0..rows).for_each(prepare);
+        } else {
+            (0..rows).into_par_iter().with_min_len(PREPARED_ROWS).for_each(prepare);
+        }
+    }
+
+    /// As [`Inputs::set`], with values that `write(row, values)` makes first, while they are close: a norm or an
+    /// activation costs no pass over memory of its own.
+    pub(super) fn make<'m>(
+        &mut self,
+        products: Products,
+        values: &mut [f32],
+        cols: usize,
+        matrices: impl IntoIterator<Item = &'m Matrix>,
+        write: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
+        let rows = values.len() / cols;
+        let writers = self.start(products, rows, cols, matrices);
+        let prepare = |(row, values): (usize, &mut [f32])| {
+            write(row, values);
+            writers.iter().flatten().for_each(|writer| writer.prepare_row(products.kernels, row, values));
+        };
+        if rows <= PREPARED_ROWS {
+            values.chunks_exact_mut(cols).enumerate().for_each(prepare);
+        } else {
+            let rows = values.par_chunks_exact_mut(cols).enumerate();
+            rows.with_min_len(PREPARED_ROWS).for_each(prepare);
+        }
+    }
+
+    /// Takes row `row(order[i])` of other inputs as row `i`, for every `i`, in the forms that `matrices` need and the
+    /// others have.
+    pub(super) fn gather<'m>(
+        &mut self,
+        products: Products,
+        from: &Inputs,
+        order: &[u32],
+        row: impl Fn(u32) -> usize + Sync,
+        matrices: impl IntoIterator<Item = &'m Matrix>,
+    ) {
+        let writers = self.start(products, order.len(), from.cols, matrices);
+        order.par_iter().enumerate().with_min_len(PREPARED_ROWS).for_each(|(place, &choice)| {
+            for (writer, form) in writers.iter().zip(&from.forms) {
+                if let Some(writer) = writer {
+                    writer.copy_row(place, &form.activations, row(choice));
+                }
+            }
+        });
+    }
+
+    /// Makes room in the forms that `matrices` need.
+    fn start<'m>(
+        &mut self,
+        products: Products,
+        rows: usize,
+        cols: usize,
+        matrices: impl IntoIterator<Item = &'m Matrix>,
+    ) -> [Option<ActivationWriter<'_>>; 3] {
         (self.rows, self.cols) = (rows, cols);
         self.forms.iter_mut().for_each(|form| form.ready = false);
         for matrix in matrices {
-            let kind = products.arithmetic.activations_for(matrix.format());
-            let form = &mut self.forms[index(kind)];
-            if !form.ready {
-                let writer = form.activations.start(kind, rows, cols);
-                let prepare = |row: usize| {
-                    writer.prepare_row(products.kernels, row, &values[row * cols..(row + 1) * cols]);
-                };
-                if rows <= PREPARED_ROWS {
-                    (0..rows).for_each(prepare);
-                } else {
-                    (0..rows).into_par_iter().with_min_len(PREPARED_ROWS).for_each(prepare);
-                }
-                form.ready = true;
-            }
+            self.forms[index(products.arithmetic.activations_for(matrix.format()))].ready = true;
         }
+        let mut kind = KINDS.into_iter();
+        self.forms.each_mut().map(|form| {
+            let kind = kind.next()?;
+            form.ready.then(|| form.activations.start(kind, rows, cols))
+        })
     }
 }
 
@@ -103,23 +163,31 @@ pub(super) fn project<const N: usize>(products: Products, inputs: &Inputs, jobs:
     let matrices = jobs.each_ref().map(|(matrix, _)| *matrix);
     let outputs = jobs.map(|(matrix, out)| SharedRows::new(out, rows, matrix.rows()));
     let mut starts = [0; N];
-    let mut units = 0;
+    let mut count = 0;
     for (start, matrix) in starts.iter_mut().zip(matrices) {
-        *start = units;
-        units += matrix.rows().div_ceil(unit_rows(matrix));
+        *start = count;
+        count += units(matrix);
     }
-    (0..units).into_par_iter().for_each(|unit| {
+    claim_each(count, |unit| {
         let job = starts.iter().rposition(|&start| start <= unit).unwrap_or(0);
         let matrix = matrices[job];
         let first = (unit - starts[job]) * unit_rows(matrix);
-        let last = (first + unit_rows(matrix)).min(matrix.rows());
-        multiply(products, inputs, matrix, first..last, outputs[job].columns(first..last));
+        let columns = first..(first + unit_rows(matrix)).min(matrix.rows());
+        let out = outputs[job].tile(0..rows, columns.clone());
+        multiply(products, inputs, 0..rows, matrix, columns, out);
     });
 }
 
-/// Some rows of a matrix times all rows of the inputs.
-fn multiply(products: Products, inputs: &Inputs, matrix: &Matrix, range: Range<usize>, out: OutTile<'_>) {
-    let (format, cols, rows) = (matrix.format(), matrix.cols(), 0..inputs.rows);
+/// Some rows of a matrix times some rows of the inputs.
+pub(super) fn multiply(
+    products: Products,
+    inputs: &Inputs,
+    rows: Range<usize>,
+    matrix: &Matrix,
+    range: Range<usize>,
+    out: OutTile<'_>,
+) {
+    let (format, cols) = (matrix.format(), matrix.cols());
     let kind = products.arithmetic.activations_for(format);
     let form = &inputs.forms[index(kind)];
     debug_assert!(form.ready && cols == inputs.cols, "inputs were prepared for another matrix");
@@ -136,7 +204,12 @@ fn multiply(products: Products, inputs: &Inputs, matrix: &Matrix, range: Range<u
     products.kernels.matmul(QFormat::F32, widened, range.len(), cols, &form.activations, rows, out);
 }
 
+/// Units of work in a matrix.
+pub(super) fn units(matrix: &Matrix) -> usize {
+    matrix.rows().div_ceil(unit_rows(matrix))
+}
+
 /// Whole tiles of the kernels, which take 32 weight rows at a time.
-fn unit_rows(matrix: &Matrix) -> usize {
+pub(super) fn unit_rows(matrix: &Matrix) -> usize {
     (UNIT_BYTES / matrix.row_bytes().max(1)).clamp(32, 4096).next_multiple_of(32)
 }

@@ -52,6 +52,9 @@ pub enum CacheType {
     F32,
     /// Half precision
     F16,
+    /// Eight bits with a scale for each 32 values: half the memory, for long contexts
+    #[value(name = "q8_0")]
+    Q8,
 }
 
 /// What computes.

@@ -24,7 +24,14 @@ pub struct Placement {
 impl Placement {
     /// Places the steps of a plan.
     pub fn new(plan: &PassPlan) -> Placement {
-        let mut placement = Placement::default();
+        Placement::default().placed(plan)
+    }
+
+    /// The places of another plan's steps, in the memory of these.
+    pub fn placed(self, plan: &PassPlan) -> Placement {
+        let mut steps = self.steps;
+        steps.clear();
+        let mut placement = Placement { steps, ..Placement::default() };
         let (mut folded, mut row) = (0, 0);
         for step in &plan.steps {
             match *step {

@@ -1,0 +1,18 @@
+//! The 64-bit Arm levels.
+
+mod neon;
+
+use super::level::level;
+
+level!(
+    neon_level, Neon, neon::Neon<false, false>, "neon",
+    rows: [3, 2], panels: 1, floats: 2 x 2
+);
+level!(
+    neondot_level, NeonDot, neon::Neon<true, false>, "neon,dotprod",
+    rows: [3, 2], panels: 1, floats: 2 x 2
+);
+level!(
+    neoni8mm_level, NeonI8mm, neon::Neon<true, true>, "neon,dotprod,i8mm",
+    rows: [4, 2], panels: 1, floats: 2 x 2
+);
