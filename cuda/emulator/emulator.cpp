@@ -1,6 +1,8 @@
 // Fibers for the emulated machine, and the kernels on top of it. See emulator.h.
 #define MILLPOND_EMULATED
 #include "../kernels/linear.cu"
+#include "../kernels/matmul.cu"
+#include "../kernels/model.cu"
 
 #include <setjmp.h>
 #include <ucontext.h>

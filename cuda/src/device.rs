@@ -77,6 +77,9 @@ pub trait Device: Send + Sync {
     /// Its name and what it is, for people.
     fn describe(&self) -> String;
 
+    /// Multiprocessors to keep busy.
+    fn processors(&self) -> usize;
+
     /// Allocates `bytes` bytes, 256-byte aligned; their content is undefined. See [`Memory::new`].
     ///
     /// # Errors
@@ -116,6 +119,15 @@ pub trait Device: Send + Sync {
     /// A lost device.
     unsafe fn fill(&self, address: u64, bytes: usize, value: u8) -> Result<(), DeviceError>;
 
+    /// Copies within the device, in stream order.
+    ///
+    /// # Safety
+    /// Both ranges lie in memory of this device and do not overlap.
+    ///
+    /// # Errors
+    /// A lost device.
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), DeviceError>;
+
     /// Launches a kernel whose only argument is the structure with the bytes `args`.
     ///
     /// # Safety
@@ -154,9 +166,13 @@ unsafe impl Plain for i32 {}
 // SAFETY: plain numbers.
 unsafe impl Plain for u32 {}
 // SAFETY: plain numbers.
+unsafe impl Plain for u64 {}
+// SAFETY: plain numbers.
 unsafe impl Plain for f32 {}
 // SAFETY: a transparent wrapper of a u16.
 unsafe impl Plain for half::bf16 {}
+// SAFETY: a transparent wrapper of a u16.
+unsafe impl Plain for half::f16 {}
 
 /// The bytes of plain values.
 pub fn bytes_of<T: Plain>(values: &[T]) -> &[u8] {
@@ -241,6 +257,37 @@ impl Memory {
         self.check(offset, size_of_val(values))?;
         // SAFETY: the range was checked.
         unsafe { self.device.read(self.address + offset as u64, bytes_of_mut(values)) }
+    }
+
+    /// Copies `bytes` bytes of another block to a byte offset.
+    ///
+    /// # Errors
+    /// [`DeviceError::Range`], or a lost device.
+    pub fn copy_from(
+        &mut self,
+        offset: usize,
+        from: &Memory,
+        from_offset: usize,
+        bytes: usize,
+    ) -> Result<(), DeviceError> {
+        self.check(offset, bytes)?;
+        from.check(from_offset, bytes)?;
+        // SAFETY: both ranges were checked, and blocks do not overlap.
+        unsafe { self.device.copy(from.address + from_offset as u64, self.address + offset as u64, bytes) }
+    }
+
+    /// Copies a part of this block to another.
+    ///
+    /// # Errors
+    /// [`DeviceError::Range`], also for parts that overlap, or a lost device.
+    pub fn copy_within(&mut self, from: usize, to: usize, bytes: usize) -> Result<(), DeviceError> {
+        self.check(from, bytes)?;
+        self.check(to, bytes)?;
+        if from < to + bytes && to < from + bytes {
+            return Err(DeviceError::Range { offset: to, bytes, size: self.bytes });
+        }
+        // SAFETY: both ranges were checked, and they do not overlap.
+        unsafe { self.device.copy(self.address + from as u64, self.address + to as u64, bytes) }
     }
 
     /// Sets every byte.

@@ -14,8 +14,16 @@ const OLDEST_DRIVER: c_int = 12_000;
 const OLDEST_DRIVER_NAME: &str = "12.0";
 
 /// The kernels for GPUs before and from compute capability 9.0.
-const PTX_80: &str = include_str!("../kernels/ptx/linear.sm_80.ptx");
-const PTX_90: &str = include_str!("../kernels/ptx/linear.sm_90.ptx");
+const PTX_80: [&str; 3] = [
+    include_str!("../kernels/ptx/linear.sm_80.ptx"),
+    include_str!("../kernels/ptx/model.sm_80.ptx"),
+    include_str!("../kernels/ptx/matmul.sm_80.ptx"),
+];
+const PTX_90: [&str; 3] = [
+    include_str!("../kernels/ptx/linear.sm_90.ptx"),
+    include_str!("../kernels/ptx/model.sm_90.ptx"),
+    include_str!("../kernels/ptx/matmul.sm_80.ptx"),
+];
 
 /// Shared memory of a block that needs no permission.
 const ORDINARY_SHARED_BYTES: u32 = 48 * 1024;
@@ -25,7 +33,8 @@ pub struct Driver {
     context: sys::CUcontext,
     device: sys::CUdevice,
     stream: sys::CUstream,
-    module: sys::CUmodule,
+    /// Modules with the text they were compiled from.
+    modules: Vec<(&'static str, sys::CUmodule)>,
     functions: Mutex<HashMap<String, sys::CUfunction>>,
     name: String,
     capability: (i32, i32),
@@ -115,8 +124,8 @@ impl Driver {
             attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize;
         // SAFETY: the device was given by the driver; `drop` releases the context.
         let context = unsafe { result::primary_ctx::retain(device) }.map_err(error)?;
-        let loaded = load(context, if major >= 9 { PTX_90 } else { PTX_80 });
-        let (stream, module) = match loaded {
+        let loaded = load(context, if major >= 9 { &PTX_90 } else { &PTX_80 });
+        let (stream, modules) = match loaded {
             Ok(loaded) => loaded,
             Err(failure) => {
                 // SAFETY: retained above and not used any more. Its own failure changes nothing about the first.
@@ -128,17 +137,12 @@ impl Driver {
             context,
             device,
             stream,
-            module,
+            modules,
             functions: Mutex::default(),
             name,
             capability: (major, minor),
             processors,
         }))
-    }
-
-    /// Multiprocessors.
-    pub fn processors(&self) -> usize {
-        self.processors
     }
 
     fn enter(&self) -> Result<(), DeviceError> {
@@ -153,8 +157,11 @@ impl Driver {
         }
         let missing = || DeviceError::NoKernel(launch.kernel.into());
         let name = CString::new(launch.kernel).map_err(|_| missing())?;
+        let entry = format!(".entry {}(", launch.kernel);
+        let holds = |module: &&(&str, sys::CUmodule)| module.0.contains(&entry);
+        let (_, module) = self.modules.iter().find(holds).ok_or_else(missing)?;
         // SAFETY: the module is loaded as long as `self` lives.
-        let function = unsafe { result::module::get_function(self.module, name) }.map_err(|_| missing())?;
+        let function = unsafe { result::module::get_function(*module, name) }.map_err(|_| missing())?;
         if launch.shared_bytes > ORDINARY_SHARED_BYTES / 4 {
             let set = |attribute, value: u32| {
                 // SAFETY: the function was just looked up.
@@ -245,29 +252,23 @@ impl Driver {
         outcome?;
         Ok(elapsed?)
     }
-
-    /// Copies within the device, in stream order.
-    ///
-    /// # Safety
-    /// Both ranges lie in memory of this device.
-    ///
-    /// # Errors
-    /// A lost device.
-    pub unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), DeviceError> {
-        self.enter()?;
-        // SAFETY: the caller vouches for the ranges.
-        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(error)
-    }
 }
 
-fn load(context: sys::CUcontext, ptx: &str) -> Result<(sys::CUstream, sys::CUmodule), DeviceError> {
+fn load(
+    context: sys::CUcontext,
+    sources: &[&'static str],
+) -> Result<(sys::CUstream, Vec<(&'static str, sys::CUmodule)>), DeviceError> {
     // SAFETY: the context was just retained.
     unsafe { result::ctx::set_current(context) }.map_err(error)?;
-    let image = CString::new(ptx).map_err(|_| DeviceError::Other("PTX with a zero byte".into()))?;
-    // SAFETY: a text that ends with a zero byte.
-    let module = unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(error)?;
+    let mut modules = Vec::with_capacity(sources.len());
+    for source in sources {
+        let image = CString::new(*source).map_err(|_| DeviceError::Other("PTX with a zero byte".into()))?;
+        // SAFETY: a text that ends with a zero byte.
+        let module = unsafe { result::module::load_data(image.as_ptr().cast()) }.map_err(error)?;
+        modules.push((*source, module));
+    }
     let stream = result::stream::create(result::stream::StreamKind::NonBlocking).map_err(error)?;
-    Ok((stream, module))
+    Ok((stream, modules))
 }
 
 impl Drop for Driver {
@@ -278,7 +279,9 @@ impl Drop for Driver {
             unsafe {
                 let _ = result::stream::synchronize(self.stream);
                 let _ = result::stream::destroy(self.stream);
-                let _ = result::module::unload(self.module);
+                for (_, module) in &self.modules {
+                    let _ = result::module::unload(*module);
+                }
                 let _ = result::primary_ctx::release(self.device);
             }
         }
@@ -289,6 +292,10 @@ impl Device for Driver {
     fn describe(&self) -> String {
         let (major, minor) = self.capability;
         format!("{}, compute capability {major}.{minor}, CUDA {}", self.name, driver_version())
+    }
+
+    fn processors(&self) -> usize {
+        self.processors
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64, DeviceError> {
@@ -329,6 +336,12 @@ impl Device for Driver {
         self.enter()?;
         // SAFETY: the caller vouches for the range.
         unsafe { result::memset_d8_async(address, value, bytes, self.stream) }.map_err(error)
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), DeviceError> {
+        self.enter()?;
+        // SAFETY: the caller vouches for the ranges.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(error)
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>, args: &[u8]) -> Result<(), DeviceError> {

@@ -4,7 +4,7 @@
 
 use std::alloc::Layout;
 use std::collections::HashMap;
-use std::ffi::{c_int, c_void};
+use std::ffi::{OsStr, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -44,25 +44,21 @@ impl Emulator {
             return Ok(None);
         }
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let library: PathBuf = directory.join(format!("millpond-kernels-{machine:?}.so"));
-        let mut command = Command::new(&compiler);
-        command.args(["-O1", "-std=c++17", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-w"]);
-        command.arg("-ffp-contract=off");
-        if machine == Machine::Sm90 {
-            command.arg("-DBULK_COPY");
+        let hash = source_hash(root).map_err(|error| DeviceError::Other(error.to_string()))?;
+        let library: PathBuf = directory.join(format!("millpond-kernels-{machine:?}-{hash:016x}.so"));
+        if !library.exists() {
+            compile(&compiler, root, machine, &library)?;
         }
-        command.arg("-I").arg(root.join("emulator"));
-        command.arg("-o").arg(&library).arg(root.join("emulator/emulator.cpp"));
-        let output = command.output().map_err(|error| DeviceError::Other(error.to_string()))?;
-        if !output.status.success() {
-            return Err(DeviceError::Other(String::from_utf8_lossy(&output.stderr).into_owned()));
-        }
+        Emulator::load(&library).map(Some)
+    }
+
+    fn load(library: &Path) -> Result<Emulator, DeviceError> {
         let failed = |error: libloading::Error| DeviceError::Other(error.to_string());
-        // SAFETY: the library was just built from this crate's sources; loading it runs no code of its own.
-        let library = unsafe { Library::new(&library) }.map_err(failed)?;
+        // SAFETY: the library was built from this crate's sources; loading it runs no code of its own.
+        let library = unsafe { Library::new(library) }.map_err(failed)?;
         // SAFETY: the symbol has this signature in emulator.cpp.
         let emulate = unsafe { *library.get::<Emulate>(b"millpond_emulate\0").map_err(failed)? };
-        Ok(Some(Emulator { library, emulate, blocks: Mutex::default() }))
+        Ok(Emulator { library, emulate, blocks: Mutex::default() })
     }
 
     fn blocks(&self) -> MutexGuard<'_, HashMap<u64, Layout>> {
@@ -70,9 +66,48 @@ impl Emulator {
     }
 }
 
+/// Builds the kernels. Other processes may build the same at the same time: the finished file takes its name at once.
+fn compile(compiler: &OsStr, root: &Path, machine: Machine, library: &Path) -> Result<(), DeviceError> {
+    let fresh = library.with_extension(format!("{}.new", std::process::id()));
+    let mut command = Command::new(compiler);
+    command.args(["-O1", "-std=c++17", "-fPIC", "-shared", "-U_FORTIFY_SOURCE", "-w"]);
+    command.arg("-ffp-contract=off");
+    if machine == Machine::Sm90 {
+        command.arg("-DBULK_COPY");
+    }
+    command.arg("-I").arg(root.join("emulator"));
+    command.arg("-o").arg(&fresh).arg(root.join("emulator/emulator.cpp"));
+    let output = command.output().map_err(|error| DeviceError::Other(error.to_string()))?;
+    if !output.status.success() {
+        return Err(DeviceError::Other(String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
+    std::fs::rename(&fresh, library).map_err(|error| DeviceError::Other(error.to_string()))
+}
+
+/// FNV-1a over everything that is compiled, so that a library is built once for the same sources.
+fn source_hash(root: &Path) -> std::io::Result<u64> {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for folder in ["emulator", "kernels"] {
+        let entries = std::fs::read_dir(root.join(folder))?.collect::<Result<Vec<_>, _>>()?;
+        let mut files: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
+        files.retain(|path| path.is_file());
+        files.sort();
+        for path in files {
+            for byte in std::fs::read(path)? {
+                hash = (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+            }
+        }
+    }
+    Ok(hash)
+}
+
 impl Device for Emulator {
     fn describe(&self) -> String {
         "emulated on the CPU".into()
+    }
+
+    fn processors(&self) -> usize {
+        4
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64, DeviceError> {
@@ -112,6 +147,12 @@ impl Device for Emulator {
     unsafe fn fill(&self, address: u64, bytes: usize, value: u8) -> Result<(), DeviceError> {
         // SAFETY: as for `write`.
         unsafe { (address as *mut u8).write_bytes(value, bytes) };
+        Ok(())
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), DeviceError> {
+        // SAFETY: as for `write`; the caller says that the ranges do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
         Ok(())
     }
 

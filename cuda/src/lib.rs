@@ -11,5 +11,7 @@ pub mod driver;
 #[cfg(feature = "emulator")]
 pub mod emulator;
 pub mod linear;
+pub mod model;
 
 pub use device::{Device, DeviceError, Memory};
+pub use model::{CudaBackend, CudaOptions};

@@ -58,6 +58,7 @@ fn crates_depend_in_one_direction() {
         ("millpond-capi", "millpond"),
         ("millpond-cuda", "millpond"),
         ("millpond-cuda", "millpond-models"),
+        ("millpond-cuda", "millpond-simd"),
         ("millpond-server", "millpond"),
         ("millpond-server", "millpond-simd"),
         ("millpond-server", "millpond-models"),

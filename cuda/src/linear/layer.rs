@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use millpond::state::PassPlan;
 use millpond_models::{Decay, LinearSpec, Write};
 
-use super::abi::{GatedNormArgs, PrepareArgs, SequencePlan, Shape, StepArgs, argument_bytes};
-use super::kernels::{Activation, MAX_ENTRIES, STEP_THREADS, StepKernel, padded};
-use super::{LinearError, parts};
+use super::LinearError;
+use super::abi::{GatedNormArgs, PrepareArgs, Shape, StepArgs, argument_bytes};
+use super::batch::{Batch, Round};
+use super::kernels::{Activation, MAX_ENTRIES, STEP_THREADS, padded};
 use crate::device::{Device, Launch, Memory};
 
 /// Taps of the widest convolution the kernels know.
@@ -45,28 +45,6 @@ pub struct LinearWeightsView<'a> {
     pub a: &'a [f32],
     /// `[value_dim]`, of the gated norm.
     pub norm: &'a [f32],
-}
-
-/// One sequence of a batch.
-#[derive(Clone, Copy, Debug)]
-pub struct BatchSequence<'a> {
-    /// Its memory.
-    pub slot: usize,
-    /// Windows and folds.
-    pub plan: &'a PassPlan,
-}
-
-/// Launches of a pass, the same for every layer of one shape: made once, uploaded once.
-pub struct Batch {
-    rounds: Vec<Round>,
-    rows: usize,
-}
-
-/// The parts that run in one launch: one per sequence that has so many.
-struct Round {
-    plans: Memory,
-    sequences: usize,
-    kernel: StepKernel,
 }
 
 /// What the projections of a pass yield.
@@ -114,86 +92,26 @@ impl Workspace {
 
 /// One linear layer with the state of every sequence in it.
 pub struct LinearLayer {
-    device: Arc<dyn Device>,
+    pub(super) device: Arc<dyn Device>,
     spec: LinearSpec,
-    options: LinearOptions,
+    pub(super) options: LinearOptions,
     key_dim: usize,
     value_dim: usize,
     conv_rows: usize,
     beta_max: f32,
-    base: Memory,
-    key_log: Memory,
-    key_scale: Memory,
-    delta_log: Memory,
-    gate_log: Memory,
-    conv_ring: Memory,
+    pub(super) base: Memory,
+    pub(super) key_log: Memory,
+    pub(super) key_scale: Memory,
+    pub(super) delta_log: Memory,
+    pub(super) gate_log: Memory,
+    pub(super) conv_ring: Memory,
     conv_weights: Memory,
     decay_bias: Memory,
     decay_rate: Memory,
     norm: Memory,
 }
 
-impl Batch {
-    /// Cuts the plans of a batch for layers with `spec` and `options`. Rows follow one another in the order of the
-    /// sequences.
-    ///
-    /// # Errors
-    /// [`LinearError`] for slots that do not exist, logs that are too long, and what the device says.
-    pub fn new(
-        device: &Arc<dyn Device>,
-        spec: &LinearSpec,
-        options: &LinearOptions,
-        sequences: &[BatchSequence<'_>],
-    ) -> Result<Batch, LinearError> {
-        let dims = padded(spec.key_dim, spec.value_dim)?;
-        let capacity = ring_capacity(options);
-        let mut used = vec![false; options.slots];
-        let (mut first_row, mut cut) = (0, Vec::with_capacity(sequences.len()));
-        for sequence in sequences {
-            match used.get_mut(sequence.slot) {
-                Some(used) if !*used => *used = true,
-                _ => return Err(LinearError::Slot(sequence.slot)),
-            }
-            cut.push((sequence.slot, first_row, parts(sequence.plan, capacity)?));
-            first_row += sequence.plan.rows;
-        }
-        let mut rounds = Vec::new();
-        for round in 0.. {
-            let running: Vec<_> = cut
-                .iter()
-                .filter_map(|(slot, first, parts)| Some((*slot, *first, parts.get(round)?)))
-                .collect();
-            if running.is_empty() {
-                break;
-            }
-            let rows = running.iter().map(|(_, _, part)| part.rows).max().unwrap_or(0);
-            let entries = running.iter().map(|(_, _, part)| part.entries()).max().unwrap_or(0);
-            let heads = running.len() * spec.value_heads;
-            let plans: Vec<SequencePlan> =
-                running.iter().map(|(slot, first, part)| part.sequence_plan(*slot, *first)).collect();
-            rounds.push(Round {
-                plans: Memory::of(device, &plans)?,
-                sequences: plans.len(),
-                kernel: StepKernel::choose(
-                    options.activation,
-                    dims,
-                    rows,
-                    entries,
-                    heads,
-                    options.processors,
-                )?,
-            });
-        }
-        Ok(Batch { rounds, rows: first_row })
-    }
-
-    /// Rows of all sequences.
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-}
-
-fn ring_capacity(options: &LinearOptions) -> usize {
+pub(super) fn ring_capacity(options: &LinearOptions) -> usize {
     options.log_capacity.clamp(1, MAX_ENTRIES).next_power_of_two()
 }
 
@@ -295,6 +213,31 @@ impl LinearLayer {
         parts.iter().map(|memory| memory.bytes()).sum()
     }
 
+    /// The mixer.
+    pub fn spec(&self) -> &LinearSpec {
+        &self.spec
+    }
+
+    /// How the layer's memory is set up.
+    pub fn options(&self) -> &LinearOptions {
+        &self.options
+    }
+
+    /// Entries of a log ring.
+    pub fn log_capacity(&self) -> usize {
+        ring_capacity(&self.options)
+    }
+
+    /// Rows of a convolution ring.
+    pub fn conv_rows(&self) -> usize {
+        self.conv_rows
+    }
+
+    /// Padded widths of keys and values.
+    pub fn widths(&self) -> (usize, usize) {
+        (self.key_dim, self.value_dim)
+    }
+
     /// Runs a batch: convolution, gates, and the gated delta rule over base and log. `out` receives what the state
     /// returns, before the gated norm.
     ///
@@ -349,7 +292,7 @@ impl LinearLayer {
     ) -> Result<(), LinearError> {
         let spec = &self.spec;
         let args = PrepareArgs {
-            plans: round.plans.address(),
+            plans: round.plans,
             inputs: inputs.qkv.address(),
             beta_inputs: inputs.beta.address(),
             alpha_inputs: inputs.alpha.address(),
@@ -391,7 +334,7 @@ impl LinearLayer {
 
     fn launch_step(&self, round: &Round, rows: &Rows, out: &Memory) -> Result<(), LinearError> {
         let args = StepArgs {
-            plans: round.plans.address(),
+            plans: round.plans,
             base: self.base.address(),
             key_log: self.key_log.address(),
             key_scale: self.key_scale.address(),

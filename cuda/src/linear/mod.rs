@@ -5,15 +5,17 @@
 //! rollback moves anything.
 
 pub mod abi;
+mod batch;
 mod kernels;
 mod layer;
 mod parts;
+mod slots;
 
+pub use batch::{Batch, BatchSequence, Cut};
 pub use kernels::{Activation, MAX_ENTRIES, STEP_KERNELS, STEP_THREADS, StepKernel, padded};
-pub use layer::{
-    Batch, BatchSequence, LinearInputs, LinearLayer, LinearOptions, LinearWeightsView, Workspace,
-};
+pub use layer::{LinearInputs, LinearLayer, LinearOptions, LinearWeightsView, Workspace};
 pub use parts::{Part, parts};
+pub use slots::SlotPart;
 
 use crate::device::DeviceError;
 

@@ -11,12 +11,13 @@ use millpond_cuda::linear::{
 use millpond_cuda::{Device, Memory};
 use millpond_models::{Decay, HeadMap, LinearSpec, Write};
 
-/// The GPU where there is one; otherwise the emulator in both of its forms, where there is a C++ compiler.
+/// The GPU where there is one; otherwise, or where `MILLPOND_TEST_EMULATOR` is set, the emulator in both of its forms,
+/// where there is a C++ compiler.
 pub(crate) fn devices() -> &'static [(String, Arc<dyn Device>)] {
     static DEVICES: OnceLock<Vec<(String, Arc<dyn Device>)>> = OnceLock::new();
     DEVICES.get_or_init(|| {
         let mut devices: Vec<(String, Arc<dyn Device>)> = Vec::new();
-        if driver_present() {
+        if driver_present() && std::env::var_os("MILLPOND_TEST_EMULATOR").is_none() {
             devices.push(("GPU".into(), Driver::new(0).unwrap()));
             return devices;
         }

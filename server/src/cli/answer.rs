@@ -13,7 +13,7 @@ use super::interrupt::Interrupt;
 use super::progress::Progress;
 use super::settings::Compute;
 use super::terminal::Style;
-use super::{machine, output};
+use super::{device, machine, output};
 
 /// How often a wait looks for Ctrl-C.
 const POLL: Duration = Duration::from_millis(50);
@@ -43,7 +43,7 @@ pub(crate) fn start(model: &Arc<Model>, compute: &Compute, context: usize) -> an
         buffer: compute.buffer,
         ..EngineOptions::default()
     };
-    Ok(Engine::start(model.clone(), options)?)
+    device::start(model.clone(), options, compute.device)
 }
 
 /// What becomes of thoughts.

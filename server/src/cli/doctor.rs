@@ -10,7 +10,7 @@ use serde_json::json;
 use super::args::DoctorArgs;
 use super::machine::Machine;
 use super::settings::Compute;
-use super::{bandwidth, config, output};
+use super::{bandwidth, config, device, output};
 use crate::built_in;
 
 /// Runs the command.
@@ -31,6 +31,7 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
             "threads": threads,
             "kernels": compute.isa.name(),
             "kernels_available": levels,
+            "card": device::describe(),
             "read_bandwidth": read,
             "advice": advice,
         }))?);
@@ -41,6 +42,7 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
         ("processor", machine.processor.clone().unwrap_or_else(|| "unknown".to_owned())),
         ("features", machine.features.join(" ")),
         ("kernels", format!("{} (of {})", compute.isa, levels.join(", "))),
+        ("card", device::describe()),
         ("threads", format!("{threads} (of {} logical processors)", machine.logical)),
         ("memory", format!("{}, {} available", bytes(machine.memory), bytes(machine.available))),
         ("page", bytes(machine.page)),

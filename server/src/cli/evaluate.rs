@@ -2,22 +2,33 @@
 
 use millpond::backend::WantLogits;
 use millpond::backend::cpu::{CpuBackend, CpuOptions};
+use millpond::engine::EngineOptions;
 use millpond::model::Model;
 use millpond::par::Team;
 use millpond::runner::{Runner, Work};
 use millpond::state::PassKind;
 use millpond_simd::kernels::Kernels;
 
+use super::device;
 use super::settings::Compute;
 
 /// Rows of a pass: bounds the logits held at once.
 const SLICE: usize = 64;
 
-/// A runner on the processor, for sequences of at most `context` tokens.
+/// A runner where `compute` says, for sequences of at most `context` tokens.
 ///
 /// # Errors
 /// The machine or the model does not allow it.
 pub(crate) fn runner(model: &Model, compute: &Compute, context: usize) -> anyhow::Result<Runner> {
+    let engine = EngineOptions {
+        kv_type: compute.kv_type,
+        buffer: compute.buffer,
+        arithmetic: compute.arithmetic,
+        ..EngineOptions::default()
+    };
+    if let Some((backend, options)) = device::backend(model, &engine, compute.device)? {
+        return Ok(Runner::new(backend, model.spec.clone(), options.buffer, context));
+    }
     let kernels = Kernels::for_isa(compute.isa)
         .ok_or_else(|| anyhow::anyhow!("this processor lacks {}", compute.isa))?;
     let options = CpuOptions {

@@ -12,6 +12,7 @@ mod completions;
 mod config;
 mod constraint;
 mod conversation;
+pub mod device;
 mod doctor;
 mod escapes;
 mod evaluate;

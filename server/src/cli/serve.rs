@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::args::{ReasoningName, ServeArgs};
 use super::failure::usage;
 use super::settings::{self, Compute};
-use super::{conversation, run, sampling};
+use super::{conversation, device, run, sampling};
 use crate::http::config::{DEFAULT_PORT, ServerConfig};
 use crate::http::listen::{self, Listener};
 use crate::http::state::AppState;
@@ -155,7 +155,7 @@ async fn load(args: &ServeArgs, compute: Compute, state: &AppState) -> anyhow::R
         (args.model.clone(), args.template.clone(), engine_options(args, &compute));
     let engine = tokio::task::spawn_blocking(move || -> anyhow::Result<Engine> {
         let model = conversation::apply_template(settings::load_model(&model)?, &template)?;
-        Ok(Engine::start(model, options)?)
+        device::start(model, options, compute.device)
     });
     let engine = engine.await.context("loading failed")??;
     state.set_engine(engine.handle());

@@ -22,10 +22,10 @@ use crate::built_in;
 /// Longest text a command reads, in bytes.
 const MAX_TEXT: u64 = 256 << 20;
 
-/// Whether a CUDA card can compute whole models: no backend for that is part of this program yet.
+/// Whether this program knows how to compute on a CUDA card.
 #[must_use]
 pub(crate) fn has_cuda() -> bool {
-    false
+    cfg!(feature = "cuda")
 }
 
 /// Loads the model named, or the one in the binary.
@@ -103,6 +103,8 @@ pub struct Compute {
     pub buffer: BufferOptions,
     /// What quantised weights are multiplied with.
     pub arithmetic: Arithmetic,
+    /// What computes.
+    pub device: DeviceName,
 }
 
 impl Compute {
@@ -130,7 +132,8 @@ impl Compute {
             ..BufferOptions::default()
         };
         let kv_type = cache_type(args, kv_type)?;
-        Ok(Compute { threads: args.threads, isa, kv_type, buffer, arithmetic: Arithmetic::default() })
+        let (arithmetic, device) = (Arithmetic::default(), args.device);
+        Ok(Compute { threads: args.threads, isa, kv_type, buffer, arithmetic, device })
     }
 
     /// The same with another arithmetic.

@@ -1,0 +1,205 @@
+// Softmax attention over pages of keys and values.
+//
+// Positions are cut into spans at absolute places, so a row's result depends on its position alone: `attend` takes one
+// span of one row for up to QUERY_HEADS query heads that share a key/value head, `merge_spans` joins the spans of a
+// row in order.
+#pragma once
+#include "model_rows.cuh"
+
+constexpr int PAGE_POSITIONS = 64;
+constexpr int SPAN_POSITIONS = 256;
+constexpr int ATTEND_THREADS = 128;
+constexpr int QUERY_HEADS = 8;
+constexpr int TILE_POSITIONS = 32;
+constexpr int MAX_HEAD_DIM = 256;
+
+// Where a head's keys (or, with `heads` added, its values) of a position stand.
+template <class E>
+__device__ __forceinline__ E* cache_row(const AttentionArgs& args, const AttentionRow& row, int position, int head) {
+    E* page = reinterpret_cast<E*>(args.pages[row.table + position / PAGE_POSITIONS]) + args.page_offset;
+    return page + (static_cast<u64>(head) * PAGE_POSITIONS + position % PAGE_POSITIONS) * args.dim;
+}
+
+// One warp: norms x, rotates its first dimensions for a position, and gives store(i, value).
+template <class Store>
+__device__ __forceinline__ void norm_and_rotate(const AttentionArgs& args, const float* x, const float* weight,
+                                                int position, Store store) {
+    const int lane = threadIdx.x & 31, half = args.rotary / 2;
+    float squares = 0.f;
+    for (int i = lane; i < args.dim; i += 32) squares = fmaf(x[i], x[i], squares);
+    const float inverse = 1.f / sqrtf(warp_sum(squares) / args.dim + args.eps);
+    for (int i = lane; i < half; i += 32) {
+        const float angle = static_cast<float>(position) * args.frequencies[i];
+        const float c = cosf(angle), s = sinf(angle);
+        const float a = x[i] * inverse * weight[i], b = x[i + half] * inverse * weight[i + half];
+        store(i, a * c - b * s);
+        store(i + half, b * c + a * s);
+    }
+    for (int i = args.rotary + lane; i < args.dim; i += 32) store(i, x[i] * inverse * weight[i]);
+}
+
+// One warp for each row and head: queries, then keys, then values.
+template <class E>
+__device__ __forceinline__ void attention_prepare(const AttentionArgs& args) {
+    wait_for_previous_kernel();
+    allow_next_kernel();
+    const int lane = threadIdx.x & 31, unit = blockIdx.x * (blockDim.x / 32) + (threadIdx.x >> 5);
+    if (unit >= args.heads + 2 * args.kv_heads) return;
+    const u64 row = blockIdx.y;
+    const AttentionRow place = args.rows[row];
+    if (unit < args.heads) {
+        const u64 head = row * args.heads + unit;
+        const float* x = args.q + head * args.dim * (args.gated ? 2 : 1);
+        float* out = args.queries + head * args.dim;
+        norm_and_rotate(args, x, args.q_norm, place.position, [&](int i, float value) { out[i] = value * args.scale; });
+        return;
+    }
+    const int head = unit - args.heads;
+    if (head < args.kv_heads) {
+        E* out = cache_row<E>(args, place, place.position, head);
+        const float* x = args.k + (row * args.kv_heads + head) * args.dim;
+        norm_and_rotate(args, x, args.k_norm, place.position, [&](int i, float value) { narrow(value, out + i); });
+    } else {
+        // Values of head h stand where keys of head kv_heads + h would.
+        E* out = cache_row<E>(args, place, place.position, head);
+        const float* x = args.v + (row * args.kv_heads + head - args.kv_heads) * args.dim;
+        for (int i = lane; i < args.dim; i += 32) narrow(x[i], out + i);
+    }
+}
+
+struct AttendShared {
+    float queries[QUERY_HEADS][MAX_HEAD_DIM];
+    float tile[TILE_POSITIONS * (MAX_HEAD_DIM + 1)];
+    float weights[QUERY_HEADS][TILE_POSITIONS];
+    float factors[QUERY_HEADS];
+};
+
+// 32 positions of keys or values of one head to shared memory, zeros beyond `end`.
+template <class E>
+__device__ __forceinline__ void stage_positions(const AttentionArgs& args, const AttentionRow& place, int first, int end,
+                                                int head, float* tile) {
+    const int dim = args.dim;
+    for (int i = threadIdx.x; i < TILE_POSITIONS * dim; i += ATTEND_THREADS) {
+        const int p = i / dim, d = i - p * dim;
+        tile[p * (dim + 1) + d] = first + p < end ? widen(cache_row<E>(args, place, first + p, head)[d]) : 0.f;
+    }
+}
+
+// Grid: spans, key/value heads times groups of query heads, rows.
+template <class E>
+__device__ __forceinline__ void attend(const AttentionArgs& args) {
+    AttendShared& s = *reinterpret_cast<AttendShared*>(SHARED);
+    wait_for_previous_kernel();
+    allow_next_kernel();
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, dim = args.dim;
+    const int group = args.heads / args.kv_heads, parts = (group + QUERY_HEADS - 1) / QUERY_HEADS;
+    const int kv_head = blockIdx.y / parts, member = (blockIdx.y % parts) * QUERY_HEADS;
+    const int count = group - member < QUERY_HEADS ? group - member : QUERY_HEADS;
+    const int head = kv_head * group + member;
+    const u64 row = args.first_row + blockIdx.z;
+    const AttentionRow place = args.rows[row];
+    const int begin = blockIdx.x * SPAN_POSITIONS;
+    const int end = begin + SPAN_POSITIONS < place.position + 1 ? begin + SPAN_POSITIONS : place.position + 1;
+    if (begin >= end) return;
+    for (int i = threadIdx.x; i < QUERY_HEADS * dim; i += ATTEND_THREADS) {
+        const int h = i / dim;
+        s.queries[h][i - h * dim] = h < count ? args.queries[(row * args.heads + head) * dim + i] : 0.f;
+    }
+    // Warp w follows heads w and w + 4; a thread sums dimensions t and t + 128 of every head.
+    float largest[2], total[2] = {0.f, 0.f}, sums[QUERY_HEADS][2] = {};
+    largest[0] = largest[1] = __uint_as_float(NEGATIVE_INFINITY);
+    for (int first = begin; first < end; first += TILE_POSITIONS) {
+        __syncthreads();
+        stage_positions<E>(args, place, first, end, kv_head, s.tile);
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int h = warp + 4 * i;
+            const float* key = s.tile + lane * (dim + 1);
+            float score = 0.f;
+            for (int d = 0; d < dim; d++) score = fmaf(s.queries[h][d], key[d], score);
+            if (first + lane >= end) score = __uint_as_float(NEGATIVE_INFINITY);
+            const float highest = fmaxf(largest[i], warp_max(score));
+            // A tile has at least one position, but its scores may be no numbers.
+            const float weight = expf(score - highest), factor = expf(largest[i] - highest);
+            total[i] = fmaf(total[i], factor, warp_sum(weight));
+            largest[i] = highest;
+            s.weights[h][lane] = weight;
+            if (lane == 0) s.factors[h] = factor;
+        }
+        __syncthreads();
+        stage_positions<E>(args, place, first, end, args.kv_heads + kv_head, s.tile);
+        __syncthreads();
+#pragma unroll
+        for (int h = 0; h < QUERY_HEADS; h++) {
+            sums[h][0] *= s.factors[h];
+            sums[h][1] *= s.factors[h];
+        }
+        for (int p = 0; p < TILE_POSITIONS; p++) {
+            float values[2];
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const int d = threadIdx.x + i * ATTEND_THREADS;
+                values[i] = d < dim ? s.tile[p * (dim + 1) + d] : 0.f;
+            }
+#pragma unroll
+            for (int h = 0; h < QUERY_HEADS; h++) {
+                sums[h][0] = fmaf(s.weights[h][p], values[0], sums[h][0]);
+                sums[h][1] = fmaf(s.weights[h][p], values[1], sums[h][1]);
+            }
+        }
+    }
+    const u64 at = (static_cast<u64>(blockIdx.z) * args.heads + head) * args.spans + blockIdx.x;
+#pragma unroll
+    for (int h = 0; h < QUERY_HEADS; h++) {
+        if (h >= count) break;
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int d = threadIdx.x + i * ATTEND_THREADS;
+            if (d < dim) args.partial[(at + static_cast<u64>(h) * args.spans) * dim + d] = sums[h][i];
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const int h = warp + 4 * i;
+        if (lane == 0 && h < count) {
+            args.partial_max[at + static_cast<u64>(h) * args.spans] = largest[i];
+            args.partial_sum[at + static_cast<u64>(h) * args.spans] = total[i];
+        }
+    }
+}
+
+// Joins the spans of a row, applies the gate, and writes the forms; one block a row. Shared: [heads][2].
+__device__ __forceinline__ void merge_spans(const AttentionArgs& args) {
+    float* joined = reinterpret_cast<float*>(SHARED);
+    wait_for_previous_kernel();
+    allow_next_kernel();
+    const u64 row = args.first_row + blockIdx.x;
+    const int dim = args.dim, spans = args.rows[row].position / SPAN_POSITIONS + 1;
+    const u64 first = static_cast<u64>(blockIdx.x) * args.heads * args.spans;
+    for (int head = threadIdx.x; head < args.heads; head += blockDim.x) {
+        const u64 at = first + static_cast<u64>(head) * args.spans;
+        float largest = __uint_as_float(NEGATIVE_INFINITY), total = 0.f;
+        for (int span = 0; span < spans; span++) largest = fmaxf(largest, args.partial_max[at + span]);
+        for (int span = 0; span < spans; span++) {
+            total = fmaf(args.partial_sum[at + span], expf(args.partial_max[at + span] - largest), total);
+        }
+        joined[2 * head] = largest;
+        joined[2 * head + 1] = total;
+    }
+    __syncthreads();
+    emit_row(args.out, row, [&](int column) {
+        const int head = column / dim, d = column - head * dim;
+        const u64 at = first + static_cast<u64>(head) * args.spans;
+        float sum = 0.f;
+        for (int span = 0; span < spans; span++) {
+            const float weight = expf(args.partial_max[at + span] - joined[2 * head]);
+            sum = fmaf(args.partial[(at + span) * dim + d], weight, sum);
+        }
+        float value = sum / joined[2 * head + 1];
+        if (args.gated) {
+            value *= sigmoid_of(args.q[((row * args.heads + head) * 2 + 1) * dim + d]);
+        }
+        return value;
+    });
+}
