@@ -28,13 +28,15 @@ const PTX_90: [&str; 3] = [
 /// Shared memory of a block that needs no permission.
 const ORDINARY_SHARED_BYTES: u32 = 48 * 1024;
 
+/// A module with the text it was compiled from.
+type Module = (&'static str, sys::CUmodule);
+
 /// A GPU with one stream and the compiled kernels.
 pub struct Driver {
     context: sys::CUcontext,
     device: sys::CUdevice,
     stream: sys::CUstream,
-    /// Modules with the text they were compiled from.
-    modules: Vec<(&'static str, sys::CUmodule)>,
+    modules: Vec<Module>,
     functions: Mutex<HashMap<String, sys::CUfunction>>,
     name: String,
     capability: (i32, i32),
@@ -158,7 +160,7 @@ impl Driver {
         let missing = || DeviceError::NoKernel(launch.kernel.into());
         let name = CString::new(launch.kernel).map_err(|_| missing())?;
         let entry = format!(".entry {}(", launch.kernel);
-        let holds = |module: &&(&str, sys::CUmodule)| module.0.contains(&entry);
+        let holds = |module: &&Module| module.0.contains(&entry);
         let (_, module) = self.modules.iter().find(holds).ok_or_else(missing)?;
         // SAFETY: the module is loaded as long as `self` lives.
         let function = unsafe { result::module::get_function(*module, name) }.map_err(|_| missing())?;
@@ -257,7 +259,7 @@ impl Driver {
 fn load(
     context: sys::CUcontext,
     sources: &[&'static str],
-) -> Result<(sys::CUstream, Vec<(&'static str, sys::CUmodule)>), DeviceError> {
+) -> Result<(sys::CUstream, Vec<Module>), DeviceError> {
     // SAFETY: the context was just retained.
     unsafe { result::ctx::set_current(context) }.map_err(error)?;
     let mut modules = Vec::with_capacity(sources.len());

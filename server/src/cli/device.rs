@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use millpond::backend::Backend;
 use millpond::engine::{Engine, EngineOptions};
 use millpond::model::Model;
 
@@ -23,13 +24,21 @@ pub enum NoGpu {
     Backend(#[from] millpond::backend::BackendError),
 }
 
+/// A model on a card, with the options that it and its sequences take.
+pub struct OnCard {
+    /// The model.
+    pub backend: Box<dyn Backend>,
+    /// The options.
+    pub options: EngineOptions,
+}
+
 /// Starts an engine where `choice` says.
 ///
 /// # Errors
 /// The machine or the model does not allow it.
 pub fn start(model: Arc<Model>, options: EngineOptions, choice: DeviceName) -> anyhow::Result<Engine> {
     match gpu::backend(&model, &options, choice)? {
-        Some((backend, options)) => Ok(Engine::start_on(backend, model, options)?),
+        Some(OnCard { backend, options }) => Ok(Engine::start_on(backend, model, options)?),
         None => Ok(Engine::start(model, options)?),
     }
 }
@@ -55,21 +64,16 @@ fn refused<T>(error: NoGpu, choice: DeviceName) -> Result<Option<T>, NoGpu> {
 
 #[cfg(not(feature = "cuda"))]
 mod gpu {
-    use millpond::backend::Backend;
     use millpond::engine::EngineOptions;
     use millpond::model::Model;
 
-    use super::{DeviceName, NoGpu, refused};
+    use super::{DeviceName, NoGpu, OnCard, refused};
 
     /// No backend: the processor computes.
     ///
     /// # Errors
     /// A GPU was asked for.
-    pub fn backend(
-        _: &Model,
-        _: &EngineOptions,
-        choice: DeviceName,
-    ) -> Result<Option<(Box<dyn Backend>, EngineOptions)>, NoGpu> {
+    pub fn backend(_: &Model, _: &EngineOptions, choice: DeviceName) -> Result<Option<OnCard>, NoGpu> {
         refused(NoGpu::Build, choice)
     }
 
@@ -82,15 +86,14 @@ mod gpu {
 mod gpu {
     use std::sync::Arc;
 
-    use millpond::backend::Backend;
     use millpond::engine::EngineOptions;
     use millpond::model::Model;
     use millpond_cuda::driver::Driver;
     use millpond_cuda::{CudaBackend, CudaOptions, Device};
 
-    use super::{DeviceName, NoGpu, refused};
+    use super::{DeviceName, NoGpu, OnCard, refused};
 
-    /// The model on a GPU, with the options that it and its sequences take; nothing where the processor computes.
+    /// The model on a card; nothing where the processor computes.
     ///
     /// # Errors
     /// A GPU was asked for, and there is none or it does not take the model.
@@ -98,17 +101,17 @@ mod gpu {
         model: &Model,
         options: &EngineOptions,
         choice: DeviceName,
-    ) -> Result<Option<(Box<dyn Backend>, EngineOptions)>, NoGpu> {
+    ) -> Result<Option<OnCard>, NoGpu> {
         if choice == DeviceName::Cpu {
             return Ok(None);
         }
         match on_gpu(model, options) {
-            Ok((backend, options)) => Ok(Some((Box::new(backend), options))),
+            Ok(found) => Ok(Some(found)),
             Err(error) => refused(error, choice),
         }
     }
 
-    fn on_gpu(model: &Model, options: &EngineOptions) -> Result<(CudaBackend, EngineOptions), NoGpu> {
+    fn on_gpu(model: &Model, options: &EngineOptions) -> Result<OnCard, NoGpu> {
         let driver = Driver::new(0)?;
         let mut options = options.clone();
         options.buffer.max_window = options.buffer.max_window.max(options.spec_draft_max + 1);
@@ -121,7 +124,7 @@ mod gpu {
         let (free, _) = device.memory_info()?;
         options.memory_budget = options.memory_budget.or(Some(free / 2));
         options.cache_budget = options.cache_budget.or(Some(free / 4));
-        Ok((backend, options))
+        Ok(OnCard { backend: Box::new(backend), options })
     }
 
     pub(super) fn describe() -> Result<String, NoGpu> {

@@ -26,8 +26,8 @@ pub(crate) fn runner(model: &Model, compute: &Compute, context: usize) -> anyhow
         arithmetic: compute.arithmetic,
         ..EngineOptions::default()
     };
-    if let Some((backend, options)) = device::backend(model, &engine, compute.device)? {
-        return Ok(Runner::new(backend, model.spec.clone(), options.buffer, context));
+    if let Some(card) = device::backend(model, &engine, compute.device)? {
+        return Ok(Runner::new(card.backend, model.spec.clone(), card.options.buffer, context));
     }
     let kernels = Kernels::for_isa(compute.isa)
         .ok_or_else(|| anyhow::anyhow!("this processor lacks {}", compute.isa))?;
