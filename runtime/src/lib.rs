@@ -32,6 +32,7 @@ pub mod file;
 pub mod load;
 pub mod model;
 pub mod par;
+pub mod quantize;
 pub mod runner;
 pub mod sample;
 pub mod state;

@@ -77,7 +77,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a model from a GGUF file or a Hugging Face folder.
+    /// Loads a model from a GGUF file, a packed file or a Hugging Face folder.
     ///
     /// # Errors
     /// [`ModelError`], naming the file and what is wrong with it.
@@ -141,6 +141,12 @@ fn text_of(source: TokenizerSource) -> Result<Option<Text>, ModelError> {
         TokenizerSource::Absent => Ok(None),
         TokenizerSource::Gguf(text) => {
             let tokenizer = Tokenizer::from_gguf(text.vocabulary)?;
+            let sources = TemplateSources { gguf: text.chat_template.as_deref(), ..Default::default() };
+            let template = ChatTemplate::from_loaded(sources, &tokenizer)?;
+            Ok(Some((tokenizer, template)))
+        }
+        TokenizerSource::Tables(text) => {
+            let tokenizer = Tokenizer::from_tables(text.tables)?;
             let sources = TemplateSources { gguf: text.chat_template.as_deref(), ..Default::default() };
             let template = ChatTemplate::from_loaded(sources, &tokenizer)?;
             Ok(Some((tokenizer, template)))

@@ -1,10 +1,12 @@
 //! Writes the corpora of the fuzz bodies: `cargo run -p millpond-tests --example fuzz_corpus`. Files that a fuzzer found
 //! lie beside them under names of their own and are left alone.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use millpond::file::GgmlType;
 use millpond::file::gguf_write::{GgufWriter, OwnedValue};
+use millpond::quantize::{PackOptions, pack};
 use millpond_simd::quant::QFormat;
 use millpond_tests::tiny_files::{
     FOLDER_NAMES, GGUF_NAMES, TinyTensor, as_bf16, config, gguf, gguf_metadata, safetensors, tensors,
@@ -17,6 +19,7 @@ fn main() -> std::io::Result<()> {
     for arch in ["qwen35", "qwen35moe", "qwen3next"] {
         let spec = tiny_spec(arch);
         corpus.write("gguf", &format!("{arch}.gguf"), &small_gguf(arch))?;
+        corpus.write("packed", &format!("{arch}.packed"), &small_packed(arch)?)?;
         let weights = safetensors(&as_bf16(tensors(&spec, &FOLDER_NAMES)));
         corpus.write("safetensors", &format!("{arch}.safetensors"), &weights)?;
         corpus.write("config", &format!("{arch}.json"), config(&spec).to_string().as_bytes())?;
@@ -83,6 +86,19 @@ fn small_gguf(arch: &str) -> Vec<u8> {
     };
     let tensors: Vec<_> = tensors(&spec, &GGUF_NAMES).into_iter().map(kind).collect();
     gguf(&gguf_metadata(&spec), &tensors)
+}
+
+/// The same, packed.
+fn small_packed(arch: &str) -> std::io::Result<Vec<u8>> {
+    let folder = std::env::temp_dir().join(format!("millpond-corpus-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)?;
+    let (input, output) = (folder.join("in.gguf"), folder.join("out.mill"));
+    std::fs::write(&input, small_gguf(arch))?;
+    pack(&input, &output, &PackOptions::default(), &mut |_| ControlFlow::Continue(()))
+        .map_err(std::io::Error::other)?;
+    let bytes = std::fs::read(&output)?;
+    std::fs::remove_dir_all(&folder)?;
+    Ok(bytes)
 }
 
 /// A file without a model, with a value of every type.

@@ -64,6 +64,11 @@ fn gguf() {
 }
 
 #[test]
+fn packed() {
+    run(target("packed"));
+}
+
+#[test]
 fn safetensors() {
     run(target("safetensors"));
 }

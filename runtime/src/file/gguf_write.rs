@@ -233,7 +233,7 @@ impl GgufWriter {
         header.resize(header.len().next_multiple_of(self.alignment), 0);
         out.write_all(&header)?;
         let due = self.tensors.iter().map(|tensor| (tensor.name.clone(), tensor.bytes)).collect::<Vec<_>>();
-        Ok(DataWriter { alignment: self.alignment, due: due.into_iter() })
+        Ok(DataWriter { alignment: self.alignment, due: due.into_iter(), open: None })
     }
 
     /// The whole file in memory, given the data of the tensors in order.
@@ -251,12 +251,22 @@ impl GgufWriter {
     }
 }
 
-/// Writes the data of the tensors in the order in which they were announced.
+/// Writes the data of the tensors in the order in which they were announced, each at once or in parts.
 #[derive(Debug)]
 #[must_use = "a file without its data is no file"]
 pub struct DataWriter {
     alignment: usize,
     due: std::vec::IntoIter<(String, u64)>,
+    /// The tensor that has got some of its data.
+    open: Option<Unfinished>,
+}
+
+/// A tensor that has got some of its data.
+#[derive(Debug)]
+struct Unfinished {
+    name: String,
+    bytes: u64,
+    left: u64,
 }
 
 impl DataWriter {
@@ -265,22 +275,51 @@ impl DataWriter {
     /// # Errors
     /// What `out` says; [`io::ErrorKind::InvalidInput`] when the size is not the announced one or none was announced.
     pub fn write(&mut self, out: &mut impl Write, data: &[u8]) -> io::Result<()> {
-        let (name, bytes) = self.due.next().ok_or_else(|| invalid("more data than tensors".to_owned()))?;
-        if data.len() as u64 != bytes {
-            return Err(invalid(format!("tensor `{name}`: {} bytes of data, {bytes} announced", data.len())));
+        self.write_part(out, data)?;
+        match &self.open {
+            None => Ok(()),
+            Some(tensor) => {
+                let (name, bytes) = (&tensor.name, tensor.bytes);
+                Err(invalid(format!("tensor `{name}`: {} bytes of data, {bytes} announced", data.len())))
+            }
         }
+    }
+
+    /// Writes the next part of a tensor's data, and its padding with the last. A tensor without data takes one empty
+    /// part.
+    ///
+    /// # Errors
+    /// What `out` says; [`io::ErrorKind::InvalidInput`] when there are more data than announced.
+    pub fn write_part(&mut self, out: &mut impl Write, data: &[u8]) -> io::Result<()> {
+        let mut tensor = match self.open.take() {
+            Some(tensor) => tensor,
+            None => {
+                let next = self.due.next().ok_or_else(|| invalid("more data than tensors".to_owned()))?;
+                Unfinished { name: next.0, bytes: next.1, left: next.1 }
+            }
+        };
+        let Some(left) = tensor.left.checked_sub(data.len() as u64) else {
+            let (name, bytes) = (&tensor.name, tensor.bytes);
+            return Err(invalid(format!("tensor `{name}`: more data than the {bytes} bytes announced")));
+        };
         out.write_all(data)?;
-        out.write_all(&vec![0; data.len().next_multiple_of(self.alignment) - data.len()])
+        if left == 0 {
+            let padded = tensor.bytes.next_multiple_of(self.alignment as u64);
+            return out.write_all(&vec![0; (padded - tensor.bytes) as usize]);
+        }
+        tensor.left = left;
+        self.open = Some(tensor);
+        Ok(())
     }
 
     /// Checks that nothing is missing.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] naming the first tensor without data.
+    /// [`io::ErrorKind::InvalidInput`] naming the first tensor without all of its data.
     pub fn finish(mut self) -> io::Result<()> {
-        match self.due.next() {
+        match self.open.map(|tensor| tensor.name).or_else(|| Some(self.due.next()?.0)) {
             None => Ok(()),
-            Some((name, _)) => Err(invalid(format!("tensor `{name}`: no data"))),
+            Some(name) => Err(invalid(format!("tensor `{name}`: not all of its data"))),
         }
     }
 }
@@ -363,5 +402,27 @@ mod tests {
         assert!(writer.to_bytes(&[[0; 8]]).is_err());
         assert!(writer.to_bytes(&[[0; 12], [0; 12]]).is_err());
         assert!(writer.to_bytes(&[] as &[Vec<u8>]).is_err());
+    }
+
+    #[test]
+    fn data_may_come_in_parts() {
+        let mut writer = GgufWriter::new();
+        writer.add_tensor("a", &[3], QFormat::F32).unwrap();
+        writer.add_tensor("empty", &[0], QFormat::F32).unwrap();
+        writer.add_tensor("b", &[1], QFormat::F32).unwrap();
+        let whole = writer.to_bytes(&[vec![1; 12], vec![], vec![2; 4]]).unwrap();
+        let mut out = Vec::new();
+        let mut data = writer.write_header(&mut out).unwrap();
+        for part in [&[1; 5][..], &[1; 7], &[], &[2; 4]] {
+            data.write_part(&mut out, part).unwrap();
+        }
+        data.finish().unwrap();
+        assert_eq!(out, whole);
+
+        let mut data = writer.write_header(&mut Vec::new()).unwrap();
+        data.write_part(&mut Vec::new(), &[1; 5]).unwrap();
+        assert!(data.finish().is_err());
+        let mut data = writer.write_header(&mut Vec::new()).unwrap();
+        assert!(data.write_part(&mut Vec::new(), &[1; 13]).is_err());
     }
 }

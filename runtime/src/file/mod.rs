@@ -4,6 +4,8 @@ mod ggml_type;
 pub mod gguf;
 pub mod gguf_write;
 pub mod mmap;
+pub mod output;
+pub mod packed;
 pub mod safetensors;
 
 pub use ggml_type::{GgmlType, type_of_id};

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use millpond_models::SpecError;
 
 use crate::file::gguf::GgufError;
+use crate::file::packed::PackedError;
 use crate::file::safetensors::{IndexError, SafetensorsError};
+use crate::text::TablesError;
 use crate::weights::MatrixError;
 
 /// Why a model could not be loaded. Each message names the file or tensor, what was found and what was expected.
@@ -17,6 +19,12 @@ pub enum LoadError {
     #[error("{}: {source}", path.display())]
     Gguf { path: PathBuf, source: GgufError },
     #[error("{}: {source}", path.display())]
+    Packed { path: PathBuf, source: PackedError },
+    #[error("{}: {source}", path.display())]
+    Tables { path: PathBuf, source: TablesError },
+    #[error("{}: a tokenizer of {found} tokens for a model of {vocab}", path.display())]
+    Tokens { path: PathBuf, found: usize, vocab: usize },
+    #[error("{}: {source}", path.display())]
     Safetensors { path: PathBuf, source: SafetensorsError },
     #[error(transparent)]
     Index(#[from] IndexError),
@@ -24,7 +32,7 @@ pub enum LoadError {
     Spec { path: PathBuf, source: SpecError },
     #[error("{}: {message}", path.display())]
     Json { path: PathBuf, message: String },
-    #[error("{}: neither a GGUF file nor a folder with config.json and safetensors files", path.display())]
+    #[error("{}: neither a GGUF or packed file nor a folder with config.json and safetensors files", path.display())]
     UnknownKind { path: PathBuf },
     #[error("{}: {message}", path.display())]
     Shards { path: PathBuf, message: String },

@@ -8,9 +8,10 @@ use serde::Serialize;
 
 use super::error::LoadError;
 use super::store::TensorStore;
-use super::{FileInfo, LoadedModel, file_list, folder_of, load_folder, load_gguf, open};
+use super::{FileInfo, LoadedModel, file_list, folder_of, load_folder, load_gguf, open, packed};
 use crate::file::gguf::{Gguf, Value};
 use crate::file::mmap::Access;
+use crate::file::packed::VERSION;
 use crate::state::StateLayout;
 use crate::state::memory::KvType;
 
@@ -22,7 +23,7 @@ const PREVIEW_ELEMENTS: usize = 16;
 /// What is inside a model's files.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Inspection {
-    /// `GGUF version 3` or `safetensors`.
+    /// `GGUF version 3`, `packed version 1` or `safetensors`.
     pub format: String,
     /// `general.name` of a GGUF file, or the name of the folder.
     pub name: Option<String>,
@@ -38,7 +39,7 @@ pub struct Inspection {
     pub types: Vec<TypeSummary>,
     /// The tensors in order of name, numbers counted as numbers.
     pub tensors: Vec<TensorSummary>,
-    /// Keys and values of a GGUF file in its order, long ones shortened.
+    /// Keys and values of a GGUF or packed file in its order, long ones shortened.
     pub metadata: Vec<(String, String)>,
 }
 
@@ -121,17 +122,41 @@ pub fn inspect(path: &Path) -> Result<Inspection, LoadError> {
             seen.architecture = architecture.map(str::to_owned);
             Ok(seen)
         }
+        None if open::is_packed(path)? => {
+            let opened = packed::open(path, open::open_file(path, Access::Map)?)?;
+            let format = format!("packed version {VERSION}");
+            let mut seen = describe(format, &opened.store, packed::load(path, &opened));
+            describe_keys(&mut seen, opened.packed.keys());
+            Ok(seen)
+        }
         None => {
             let opened = open::open_gguf(path, Access::Map)?;
             let format = format!("GGUF version {}", opened.head.version());
             let mut seen = describe(format, &opened.store, load_gguf(path, &opened));
-            let text = |key| opened.head.text(key).unwrap_or_default().map(str::to_owned);
-            seen.name = text("general.name");
-            seen.architecture = text("general.architecture");
-            seen.metadata = preview_metadata(&opened.head);
+            describe_keys(&mut seen, &opened.head);
             Ok(seen)
         }
     }
+}
+
+/// Compares all checksums of a packed file, which reads all of it. `false` for other files, which have none.
+///
+/// # Errors
+/// [`LoadError`] when the file cannot be read or is damaged.
+pub fn verify(path: &Path) -> Result<bool, LoadError> {
+    if folder_of(path)?.is_some() || !open::is_packed(path)? {
+        return Ok(false);
+    }
+    let opened = packed::open(path, open::open_file(path, Access::Map)?)?;
+    let damaged = |source| LoadError::Packed { path: path.to_owned(), source };
+    opened.packed.verify().map_err(damaged).map(|()| true)
+}
+
+fn describe_keys(seen: &mut Inspection, keys: &Gguf) {
+    let text = |key| keys.text(key).unwrap_or_default().map(str::to_owned);
+    seen.name = text("general.name");
+    seen.architecture = text("general.architecture");
+    seen.metadata = preview_metadata(keys);
 }
 
 fn describe(format: String, store: &TensorStore, model: Result<LoadedModel, LoadError>) -> Inspection {

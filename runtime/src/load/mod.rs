@@ -4,8 +4,9 @@ mod build;
 mod error;
 mod inspect;
 mod metadata;
-mod open;
-mod store;
+pub(crate) mod open;
+mod packed;
+pub(crate) mod store;
 mod tokenizer;
 
 use std::path::{Path, PathBuf};
@@ -18,11 +19,12 @@ use self::build::Builder;
 use self::open::{OpenFolder, OpenGguf};
 use self::store::TensorStore;
 use crate::file::mmap::{self, Access};
+use crate::file::packed::Packed;
 use crate::weights::{ByteSource, ModelWeights};
 
 pub use error::LoadError;
-pub use inspect::{Inspection, ModelSummary, TensorSummary, TypeSummary, inspect};
-pub use tokenizer::{FolderText, GgufText, TokenizerSource};
+pub use inspect::{Inspection, ModelSummary, TensorSummary, TypeSummary, inspect, verify};
+pub use tokenizer::{FolderText, GgufText, TablesText, TokenizerSource};
 
 /// How to load a model.
 #[derive(Clone, Debug, Default)]
@@ -58,8 +60,8 @@ pub struct FileInfo {
     pub bytes: u64,
 }
 
-/// Loads a model from a GGUF file (the first, if there are several) or a Hugging Face folder; a file of that folder will
-/// do as well.
+/// Loads a model from a GGUF file (the first, if there are several), a packed file, or a Hugging Face folder; a file of
+/// that folder will do as well.
 ///
 /// The files must not be shortened while the model is in use, unless they were read into memory
 /// ([`Access::Read`]): what is mapped is read when it is needed.
@@ -69,6 +71,9 @@ pub struct FileInfo {
 pub fn load_model(path: &Path, options: &LoadOptions) -> Result<LoadedModel, LoadError> {
     let mut model = match folder_of(path)? {
         Some(folder) => load_folder(&folder, &open::open_folder(&folder, options.access)?)?,
+        None if open::is_packed(path)? => {
+            packed::load(path, &packed::open(path, open::open_file(path, options.access)?)?)?
+        }
         None => {
             let opened = open::open_gguf(path, options.access)?;
             load_gguf(path, &opened)?
@@ -88,17 +93,20 @@ pub fn load_built_in(bytes: &'static [u8]) -> Result<LoadedModel, LoadError> {
     load_bytes(mmap::built_in(bytes), "built-in model")
 }
 
-/// Loads a GGUF model whose bytes are at hand; messages call it `label`.
+/// Loads a GGUF or packed model whose bytes are at hand; messages call it `label`.
 ///
 /// # Errors
 /// As [`load_model`].
 pub fn load_bytes(source: Arc<dyn ByteSource>, label: &str) -> Result<LoadedModel, LoadError> {
     let path = Path::new(label);
-    load_gguf(path, &open::open_gguf_bytes(path, source)?)
+    match Packed::is_packed(source.bytes()) {
+        true => packed::load(path, &packed::open(path, source)?),
+        false => load_gguf(path, &open::open_gguf_bytes(path, source)?),
+    }
 }
 
 /// The checkpoint folder that a path means; `None` for anything else.
-fn folder_of(path: &Path) -> Result<Option<PathBuf>, LoadError> {
+pub(crate) fn folder_of(path: &Path) -> Result<Option<PathBuf>, LoadError> {
     let metadata =
         std::fs::metadata(path).map_err(|source| LoadError::Io { path: path.to_owned(), source })?;
     if metadata.is_dir() {
@@ -117,7 +125,7 @@ fn folder_of(path: &Path) -> Result<Option<PathBuf>, LoadError> {
     }
 }
 
-fn load_gguf(path: &Path, opened: &OpenGguf) -> Result<LoadedModel, LoadError> {
+pub(crate) fn load_gguf(path: &Path, opened: &OpenGguf) -> Result<LoadedModel, LoadError> {
     let OpenGguf { head, store } = opened;
     let spec = gguf_spec(path, opened)?;
     let names = Names::Gguf { layers: spec.layers.len() };
@@ -136,7 +144,7 @@ fn spec_error(path: &Path, source: SpecError) -> LoadError {
     LoadError::Spec { path: path.to_owned(), source }
 }
 
-fn load_folder(folder: &Path, opened: &OpenFolder) -> Result<LoadedModel, LoadError> {
+pub(crate) fn load_folder(folder: &Path, opened: &OpenFolder) -> Result<LoadedModel, LoadError> {
     let has = |name: &str| opened.store.has(name);
     let spec = registry::from_config(&opened.config, &has)
         .map_err(|source| spec_error(&opened.config_path, source))?;

@@ -1,5 +1,7 @@
 //! Opening the files of a model: a GGUF file and its shards, or a folder of safetensors files.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,6 +11,7 @@ use super::error::LoadError;
 use super::store::TensorStore;
 use crate::file::gguf::Gguf;
 use crate::file::mmap::{self, Access};
+use crate::file::packed::{MAGIC, Packed};
 use crate::file::safetensors::{IndexError, SafetensorsFile, find_checkpoint};
 use crate::weights::ByteSource;
 
@@ -18,20 +21,32 @@ const MAX_SHARDS: i128 = 10_000;
 const MAX_CONFIG: u64 = 16 << 20;
 
 /// An opened GGUF model.
-pub(super) struct OpenGguf {
+pub(crate) struct OpenGguf {
     /// The first file: metadata of all.
-    pub(super) head: Gguf,
-    pub(super) store: TensorStore,
+    pub(crate) head: Gguf,
+    pub(crate) store: TensorStore,
 }
 
 /// An opened checkpoint folder.
-pub(super) struct OpenFolder {
-    pub(super) config: Value,
-    pub(super) config_path: PathBuf,
-    pub(super) store: TensorStore,
+pub(crate) struct OpenFolder {
+    pub(crate) config: Value,
+    pub(crate) config_path: PathBuf,
+    pub(crate) store: TensorStore,
 }
 
-fn open_file(path: &Path, access: Access) -> Result<Arc<dyn ByteSource>, LoadError> {
+/// Whether a file begins as a packed file does. Anything but a regular file is none: reading it could block.
+pub(crate) fn is_packed(path: &Path) -> Result<bool, LoadError> {
+    let failed = |source| LoadError::Io { path: path.to_owned(), source };
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Ok(false);
+    }
+    let mut start = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    file.take(MAGIC.len() as u64).read_to_end(&mut start).map_err(failed)?;
+    Ok(Packed::is_packed(&start))
+}
+
+pub(crate) fn open_file(path: &Path, access: Access) -> Result<Arc<dyn ByteSource>, LoadError> {
     mmap::open(path, access).map_err(|source| LoadError::Io { path: path.to_owned(), source })
 }
 
@@ -40,7 +55,7 @@ fn parse_gguf(path: &Path, source: Arc<dyn ByteSource>) -> Result<Gguf, LoadErro
 }
 
 /// Opens a GGUF file and, if it is the first of several, the others.
-pub(super) fn open_gguf(path: &Path, access: Access) -> Result<OpenGguf, LoadError> {
+pub(crate) fn open_gguf(path: &Path, access: Access) -> Result<OpenGguf, LoadError> {
     let head = parse_gguf(path, open_file(path, access)?)?;
     let mut store = TensorStore::default();
     store.add_gguf(path, &head)?;
@@ -59,7 +74,7 @@ pub(super) fn open_gguf(path: &Path, access: Access) -> Result<OpenGguf, LoadErr
 }
 
 /// Opens a GGUF file that is already in memory.
-pub(super) fn open_gguf_bytes(path: &Path, source: Arc<dyn ByteSource>) -> Result<OpenGguf, LoadError> {
+pub(crate) fn open_gguf_bytes(path: &Path, source: Arc<dyn ByteSource>) -> Result<OpenGguf, LoadError> {
     let head = parse_gguf(path, source)?;
     let mut store = TensorStore::default();
     store.add_gguf(path, &head)?;
@@ -124,7 +139,7 @@ fn check_tensor_count(path: &Path, head: &Gguf, store: &TensorStore) -> Result<(
 }
 
 /// Opens the checkpoint in a folder.
-pub(super) fn open_folder(folder: &Path, access: Access) -> Result<OpenFolder, LoadError> {
+pub(crate) fn open_folder(folder: &Path, access: Access) -> Result<OpenFolder, LoadError> {
     let config_path = folder.join("config.json");
     let config = read_json(&config_path)?;
     let checkpoint = find_checkpoint(folder)?;
@@ -146,7 +161,7 @@ pub(super) fn open_folder(folder: &Path, access: Access) -> Result<OpenFolder, L
 }
 
 /// A small JSON file.
-pub(super) fn read_json(path: &Path) -> Result<Value, LoadError> {
+pub(crate) fn read_json(path: &Path) -> Result<Value, LoadError> {
     let failed = |source| LoadError::Io { path: path.to_owned(), source };
     let metadata = std::fs::metadata(path).map_err(failed)?;
     let refused = |message: String| LoadError::Json { path: path.to_owned(), message };

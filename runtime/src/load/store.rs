@@ -13,42 +13,43 @@ use safetensors::Dtype;
 
 use super::error::LoadError;
 use crate::file::gguf::Gguf;
+use crate::file::packed::Packed;
 use crate::file::safetensors::SafetensorsFile;
 use crate::weights::{ByteSource, Matrix};
 
 /// A tensor of a file.
-pub(super) struct StoredTensor {
+pub(crate) struct StoredTensor {
     /// Dimensions, the outermost first.
-    pub(super) shape: Vec<usize>,
+    pub(crate) shape: Vec<usize>,
     /// The format it is computed with; `None` for types that are not.
-    pub(super) format: Option<QFormat>,
+    pub(crate) format: Option<QFormat>,
     /// Name of its type.
-    pub(super) type_name: Cow<'static, str>,
-    pub(super) range: Range<usize>,
+    pub(crate) type_name: Cow<'static, str>,
+    pub(crate) range: Range<usize>,
     /// Position of its file in [`TensorStore::files`].
-    pub(super) file: usize,
+    pub(crate) file: usize,
     /// Whether something asked for it.
     used: Cell<bool>,
 }
 
 /// A file of a model.
-pub(super) struct OpenFile {
-    pub(super) path: PathBuf,
-    pub(super) source: Arc<dyn ByteSource>,
+pub(crate) struct OpenFile {
+    pub(crate) path: PathBuf,
+    pub(crate) source: Arc<dyn ByteSource>,
 }
 
 /// The tensors of a model's files by name.
 #[derive(Default)]
-pub(super) struct TensorStore {
-    pub(super) files: Vec<OpenFile>,
-    pub(super) tensors: HashMap<String, StoredTensor>,
+pub(crate) struct TensorStore {
+    pub(crate) files: Vec<OpenFile>,
+    pub(crate) tensors: HashMap<String, StoredTensor>,
 }
 
 /// The types of small tensors.
 const VECTOR_FORMATS: [QFormat; 3] = [QFormat::F32, QFormat::F16, QFormat::BF16];
 
 impl TensorStore {
-    pub(super) fn add_gguf(&mut self, path: &Path, gguf: &Gguf) -> Result<(), LoadError> {
+    pub(crate) fn add_gguf(&mut self, path: &Path, gguf: &Gguf) -> Result<(), LoadError> {
         let file = self.add_file(path, gguf.source());
         for tensor in gguf.tensors() {
             // Every dimension fits: the bytes they span lie in memory, unless one of them is zero.
@@ -67,7 +68,23 @@ impl TensorStore {
         Ok(())
     }
 
-    pub(super) fn add_safetensors(&mut self, path: &Path, opened: &SafetensorsFile) -> Result<(), LoadError> {
+    pub(crate) fn add_packed(&mut self, path: &Path, packed: &Packed) -> Result<(), LoadError> {
+        let file = self.add_file(path, packed.source());
+        for tensor in packed.tensors() {
+            let stored = StoredTensor {
+                shape: tensor.shape.clone(),
+                format: tensor.kind.format,
+                type_name: Cow::Borrowed(tensor.kind.name),
+                range: tensor.range.clone(),
+                file,
+                used: Cell::new(false),
+            };
+            self.add(&tensor.name, stored)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn add_safetensors(&mut self, path: &Path, opened: &SafetensorsFile) -> Result<(), LoadError> {
         let file = self.add_file(path, opened.source());
         for tensor in opened.tensors() {
             let format = match tensor.dtype {
@@ -106,12 +123,12 @@ impl TensorStore {
         Ok(())
     }
 
-    pub(super) fn has(&self, name: &str) -> bool {
+    pub(crate) fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
     /// The first name, in alphabetical order, that nothing asked for and `may_ignore` does not excuse.
-    pub(super) fn unused(&self, may_ignore: impl Fn(&str) -> bool) -> Option<&str> {
+    pub(crate) fn unused(&self, may_ignore: impl Fn(&str) -> bool) -> Option<&str> {
         let unused = self.tensors.iter().filter(|(name, tensor)| !tensor.used.get() && !may_ignore(name));
         unused.map(|(name, _)| name.as_str()).min()
     }
@@ -131,12 +148,12 @@ impl TensorStore {
     }
 
     /// A matrix, left where it is.
-    pub(super) fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
+    pub(crate) fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
         self.view(name, &[rows, cols], rows, cols)
     }
 
     /// `count` matrices stored as one tensor, left where they are.
-    pub(super) fn stack(
+    pub(crate) fn stack(
         &self,
         name: &str,
         count: usize,
@@ -153,6 +170,14 @@ impl TensorStore {
                 })
             })
             .collect()
+    }
+
+    /// A tensor of any shape as rows of its innermost dimension.
+    pub(crate) fn whole(&self, name: &str) -> Result<Matrix, LoadError> {
+        let shape = self.tensors.get(name).map_or(&[][..], |tensor| &tensor.shape);
+        let cols = shape.last().copied().unwrap_or(1);
+        let rows = shape.iter().rev().skip(1).fold(1usize, |rows, &dim| rows.saturating_mul(dim));
+        self.view(name, shape, rows, cols)
     }
 
     fn view(&self, name: &str, shape: &[usize], rows: usize, cols: usize) -> Result<Matrix, LoadError> {
@@ -172,7 +197,7 @@ impl TensorStore {
     }
 
     /// A small tensor, copied to f32 and transformed.
-    pub(super) fn vector(
+    pub(crate) fn vector(
         &self,
         name: &str,
         shape: &[usize],

@@ -7,13 +7,16 @@ use serde_json::Value;
 use super::error::LoadError;
 use super::open::read_json;
 use crate::file::gguf::{Gguf, GgufError, Value as GgufValue, ValueType};
-use crate::text::GgufVocabulary;
+use crate::file::packed::Packed;
+use crate::text::{GgufVocabulary, TokenTables};
 
 /// Where a model's tokenizer and chat template come from.
 #[derive(Clone, Debug)]
 pub enum TokenizerSource {
     /// The metadata of a GGUF file.
     Gguf(Box<GgufText>),
+    /// The tables of a packed file.
+    Tables(Box<TablesText>),
     /// Files beside the weights.
     Folder(FolderText),
     /// The model came without: it can only be given token ids.
@@ -25,6 +28,17 @@ pub enum TokenizerSource {
 pub struct GgufText {
     /// `tokenizer.ggml.*`.
     pub vocabulary: GgufVocabulary,
+    /// `tokenizer.chat_template`.
+    pub chat_template: Option<String>,
+    /// Further templates by name (`tokenizer.chat_template.NAME`), such as `tool_use`.
+    pub named_templates: Vec<(String, String)>,
+}
+
+/// Tokenizer and chat template of a packed file.
+#[derive(Clone, Debug)]
+pub struct TablesText {
+    /// The tables, where they lie.
+    pub tables: TokenTables,
     /// `tokenizer.chat_template`.
     pub chat_template: Option<String>,
     /// Further templates by name (`tokenizer.chat_template.NAME`), such as `tool_use`.
@@ -66,6 +80,24 @@ impl TokenizerSource {
             check_id(path, key, id.map(i128::from), vocab)?;
         }
         Ok(TokenizerSource::Gguf(Box::new(text)))
+    }
+
+    /// The tokenizer of a packed file with `vocab` embeddings.
+    pub(super) fn of_packed(
+        path: &Path,
+        packed: &Packed,
+        vocab: usize,
+    ) -> Result<TokenizerSource, LoadError> {
+        let Some(range) = packed.tokenizer() else { return Ok(TokenizerSource::Absent) };
+        let tables = TokenTables::open(packed.source().clone(), range)
+            .map_err(|source| LoadError::Tables { path: path.to_owned(), source })?;
+        if tables.tokens() != vocab {
+            return Err(LoadError::Tokens { path: path.to_owned(), found: tables.tokens(), vocab });
+        }
+        let failed = |source| LoadError::Gguf { path: path.to_owned(), source };
+        let chat_template = packed.keys().text(TEMPLATE_KEY).map_err(failed)?.map(str::to_owned);
+        let named_templates = named_templates(packed.keys()).map_err(failed)?;
+        Ok(TokenizerSource::Tables(Box::new(TablesText { tables, chat_template, named_templates })))
     }
 
     /// The tokenizer of a checkpoint folder with `vocab` embeddings.

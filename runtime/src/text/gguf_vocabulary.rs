@@ -57,7 +57,7 @@ impl GgufVocabulary {
                 expected: "gpt2 (byte-level BPE)",
             });
         }
-        let words = words_pattern(&self.pre)?;
+        let words = PATTERNS[pattern_number(&self.pre)? as usize].1;
         let special = self.special_tokens();
         let kinds = self.kinds()?;
         let normalizer = (self.tokens.len() >= NORMALISED_FROM_TOKENS).then(|| NormalizerWrapper::from(NFC));
@@ -115,16 +115,27 @@ impl GgufVocabulary {
     }
 }
 
-fn words_pattern(pre: &str) -> Result<&'static str, TokenizerError> {
-    match pre {
-        "qwen2" => Ok(QWEN2_WORDS),
-        "qwen35" => Ok(QWEN35_WORDS),
-        _ => Err(TokenizerError::Unsupported {
-            what: "tokenizer.ggml.pre",
-            found: pre.to_owned(),
-            expected: "qwen2 or qwen35",
-        }),
-    }
+/// Word patterns by their names in GGUF files.
+const PATTERNS: [(&str, &str); 2] = [("qwen2", QWEN2_WORDS), ("qwen35", QWEN35_WORDS)];
+
+/// The name of a word pattern in GGUF files.
+pub(super) fn pattern_name(pattern: &str) -> Option<&'static str> {
+    PATTERNS.iter().find(|row| row.1 == pattern).map(|row| row.0)
+}
+
+/// The position of a word pattern in the list of all.
+pub(super) fn pattern_number(pre: &str) -> Result<u32, TokenizerError> {
+    let number = PATTERNS.iter().position(|row| row.0 == pre).map(|number| number as u32);
+    number.ok_or_else(|| TokenizerError::Unsupported {
+        what: "tokenizer.ggml.pre",
+        found: pre.to_owned(),
+        expected: "qwen2 or qwen35",
+    })
+}
+
+/// How a word pattern, by its position in the list of all, cuts text.
+pub(super) fn numbered_words(number: u32) -> Option<Result<PreTokenizerWrapper, TokenizerError>> {
+    PATTERNS.get(number as usize).map(|row| byte_level_words(row.1))
 }
 
 fn byte_level_words(pattern: &str) -> Result<PreTokenizerWrapper, TokenizerError> {

@@ -4,13 +4,15 @@
 //! leaves open: bounds on hostile files, the exact bytes of every token, and whether control tokens are recognised
 //! in text (`parse_special`), which must not happen in text that a stranger wrote.
 
-use super::gguf_vocabulary::GgufVocabulary;
+use super::gguf_vocabulary::{GgufVocabulary, numbered_words};
+use super::tables::TokenTables;
 use super::tokenizer_json::{self, TokenizerConfig};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use thiserror::Error;
 use tokenizers::models::bpe::{BPE, BpeTrainer, Vocab};
+use tokenizers::normalizers::NFC;
 use tokenizers::tokenizer::{Model, Token};
 use tokenizers::{
     DecoderWrapper, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, TokenizerImpl,
@@ -158,6 +160,16 @@ impl TokenKind {
             _ => None,
         }
     }
+
+    /// The code in GGUF's `tokenizer.ggml.token_type`.
+    pub(super) fn to_ggml(self) -> i32 {
+        match self {
+            Self::Normal => 1,
+            Self::Control => 3,
+            Self::Added => 4,
+            Self::Unused => 5,
+        }
+    }
 }
 
 /// Ids with a role.
@@ -208,33 +220,67 @@ pub(super) struct TokenizerParts {
     pub(super) add_bos: bool,
 }
 
-/// Two encoders share one vocabulary, so the model is behind a reference count.
+/// The merging of words. Two encoders share one vocabulary, so it is behind a reference count.
 #[derive(Clone)]
-struct SharedBpe(Arc<BPE>);
+enum SharedBpe {
+    /// Built in memory.
+    Built(Arc<BPE>),
+    /// Tables of a packed file, where they lie.
+    Tables(Arc<TokenTables>),
+}
 
 impl Model for SharedBpe {
     type Trainer = BpeTrainer;
 
     fn tokenize(&self, sequence: &str) -> tokenizers::Result<Vec<Token>> {
-        self.0.tokenize(sequence)
+        match self {
+            Self::Built(model) => model.tokenize(sequence),
+            Self::Tables(tables) => {
+                // Nothing here reads the texts of an encoding, so none are made.
+                let token = |(id, start, end)| Token::new(id, String::new(), (start, end));
+                Ok(tables.merge_word(sequence).into_iter().map(token).collect())
+            }
+        }
     }
     fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.0.token_to_id(token)
+        match self {
+            Self::Built(model) => model.token_to_id(token),
+            Self::Tables(tables) => tables.id(token),
+        }
     }
     fn id_to_token(&self, id: u32) -> Option<String> {
-        self.0.id_to_token(id)
+        match self {
+            Self::Built(model) => model.id_to_token(id),
+            Self::Tables(tables) => tables.text(id).map(str::to_owned),
+        }
     }
     fn get_vocab(&self) -> HashMap<String, u32> {
-        Model::get_vocab(&*self.0)
+        match self {
+            Self::Built(model) => Model::get_vocab(&**model),
+            Self::Tables(tables) => {
+                let texts =
+                    (0..tables.tokens() as u32).filter_map(|id| Some((tables.text(id)?.to_owned(), id)));
+                texts.collect()
+            }
+        }
     }
     fn get_vocab_size(&self) -> usize {
-        self.0.get_vocab_size()
+        match self {
+            Self::Built(model) => model.get_vocab_size(),
+            Self::Tables(tables) => tables.tokens(),
+        }
     }
     fn save(&self, folder: &Path, prefix: Option<&str>) -> tokenizers::Result<Vec<PathBuf>> {
-        self.0.save(folder, prefix)
+        match self {
+            Self::Built(model) => model.save(folder, prefix),
+            Self::Tables(_) => Err("tables are not saved in another form".into()),
+        }
     }
     fn get_trainer(&self) -> BpeTrainer {
-        self.0.get_trainer()
+        match self {
+            Self::Built(model) => model.get_trainer(),
+            Self::Tables(_) => BpeTrainer::default(),
+        }
     }
 }
 
@@ -274,13 +320,32 @@ impl Tokenizer {
         Self::build(vocabulary.into_parts()?)
     }
 
+    /// From the tables of a packed file, which stay where they are.
+    ///
+    /// # Errors
+    /// The `tokenizers` crate refuses a part; no tables are known to make it.
+    pub fn from_tables(tables: TokenTables) -> Result<Self, TokenizerError> {
+        let header = *tables.header();
+        let unknown = TokenizerError::Library("no such word pattern".to_owned());
+        let pre_tokenizer = numbered_words(header.pattern).ok_or(unknown)??;
+        let normalizer = header.composes_text.then(|| NormalizerWrapper::from(NFC));
+        let added: Vec<AddedToken> = tables
+            .added()
+            .map(|(id, content, kind)| AddedToken::exact(id, content.to_owned(), kind))
+            .collect();
+        let end_of_generation = end_of_generation(&added, header.special);
+        let (ends, bytes) = tables.token_bytes();
+        let (bytes, kinds) = (bytes.to_vec(), tables.kinds());
+        let model = SharedBpe::Tables(Arc::new(tables));
+        let (parsing, plain) = encoders(model, normalizer, pre_tokenizer, added)?;
+        let (special, add_bos) = (header.special, header.add_bos);
+        Ok(Self { parsing, plain, bytes, ends, kinds, special, end_of_generation, add_bos })
+    }
+
     fn build(parts: TokenizerParts) -> Result<Self, TokenizerError> {
-        check_total(&parts)?;
-        check_merges(&parts)?;
-        check_special(&parts)?;
+        check_parts(&parts)?;
         let (bytes, ends) = all_token_bytes(&parts);
-        let end_of_generation = end_of_generation(&parts);
-        let library = |error: tokenizers::Error| TokenizerError::Library(error.to_string());
+        let end_of_generation = end_of_generation(&parts.added, parts.special);
         let mut builder = BPE::builder();
         if let Some(unknown) = parts.unknown {
             builder = builder.unk_token(unknown);
@@ -289,13 +354,9 @@ impl Tokenizer {
             .vocab_and_merges(parts.vocabulary, parts.merges)
             .ignore_merges(parts.ignore_merges)
             .build()
-            .map_err(library)?;
-        let mut parsing = Encoder::new(SharedBpe(Arc::new(model)));
-        parsing.with_normalizer(parts.normalizer).map_err(library)?;
-        parsing.with_pre_tokenizer(Some(parts.pre_tokenizer));
-        parsing.add_tokens(parts.added.into_iter().map(|token| token.rule)).map_err(library)?;
-        let mut plain = parsing.clone();
-        plain.set_encode_special_tokens(true);
+            .map_err(|error| TokenizerError::Library(error.to_string()))?;
+        let model = SharedBpe::Built(Arc::new(model));
+        let (parsing, plain) = encoders(model, parts.normalizer, parts.pre_tokenizer, parts.added)?;
         Ok(Self {
             parsing,
             plain,
@@ -425,6 +486,30 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
+/// The encoder that matches control tokens, and the one that does not.
+fn encoders(
+    model: SharedBpe,
+    normalizer: Option<NormalizerWrapper>,
+    pre_tokenizer: PreTokenizerWrapper,
+    added: Vec<AddedToken>,
+) -> Result<(Encoder, Encoder), TokenizerError> {
+    let library = |error: tokenizers::Error| TokenizerError::Library(error.to_string());
+    let mut parsing = Encoder::new(model);
+    parsing.with_normalizer(normalizer).map_err(library)?;
+    parsing.with_pre_tokenizer(Some(pre_tokenizer));
+    parsing.add_tokens(added.into_iter().map(|token| token.rule)).map_err(library)?;
+    let mut plain = parsing.clone();
+    plain.set_encode_special_tokens(true);
+    Ok((parsing, plain))
+}
+
+/// Refuses parts that are too large or contradict each other.
+pub(super) fn check_parts(parts: &TokenizerParts) -> Result<(), TokenizerError> {
+    check_total(parts)?;
+    check_merges(parts)?;
+    check_special(parts)
+}
+
 /// The library indexes by merge results without checking them, so every name is looked up first.
 fn check_merges(parts: &TokenizerParts) -> Result<(), TokenizerError> {
     if parts.merges.len() > MAX_TOKENS {
@@ -465,16 +550,16 @@ fn check_special(parts: &TokenizerParts) -> Result<(), TokenizerError> {
 /// disagree on which of them is `eos`, and a model that emits either has finished.
 const END_NAMES: [&str; 4] = ["<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>"];
 
-fn end_of_generation(parts: &TokenizerParts) -> Vec<u32> {
-    let named = parts.added.iter().filter(|token| END_NAMES.contains(&token.content.as_str()));
+fn end_of_generation(added: &[AddedToken], special: SpecialTokens) -> Vec<u32> {
+    let named = added.iter().filter(|token| END_NAMES.contains(&token.content.as_str()));
     let named = named.filter(|token| token.rule.special).map(|token| token.id);
-    let mut ids: Vec<u32> = named.chain(parts.special.eos).chain(parts.special.eot).collect();
+    let mut ids: Vec<u32> = named.chain(special.eos).chain(special.eot).collect();
     ids.sort_unstable();
     ids.dedup();
     ids
 }
 
-fn all_token_bytes(parts: &TokenizerParts) -> (Vec<u8>, Vec<u32>) {
+pub(super) fn all_token_bytes(parts: &TokenizerParts) -> (Vec<u8>, Vec<u32>) {
     let table = byte_of_char();
     let mut bytes = Vec::with_capacity(parts.pieces.iter().map(String::len).sum());
     let mut ends = Vec::with_capacity(parts.pieces.len());

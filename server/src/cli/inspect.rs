@@ -3,6 +3,7 @@
 use millpond::load::{Inspection, ModelSummary, inspect};
 
 use super::args::InspectArgs;
+use super::failure::usage;
 use super::output;
 
 /// Runs the command.
@@ -10,6 +11,9 @@ use super::output;
 /// # Errors
 /// Files that cannot be read, or that are no model at all.
 pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
+    if args.verify && !millpond::load::verify(&args.path)? {
+        return Err(usage("--verify: only packed files have checksums"));
+    }
     let seen = inspect(&args.path)?;
     if args.json {
         output::line(&serde_json::to_string_pretty(&seen)?)?;

@@ -26,8 +26,10 @@ mod machine;
 mod nearest;
 mod origin;
 mod output;
+mod pack;
 mod perplexity;
 mod progress;
+mod quantize;
 mod run;
 mod sampling;
 mod serve;
@@ -103,6 +105,8 @@ fn dispatch(verb: &Verb) -> anyhow::Result<()> {
         Verb::Chat(args) => chat::run(args),
         Verb::Serve(args) => serve::run(args),
         Verb::Inspect(args) => inspect::run(args),
+        Verb::Quantize(args) => quantize::run(args),
+        Verb::Pack(args) => pack::run(args),
         Verb::Tokenize(args) => tokenize::run(args),
         Verb::Logits(args) => logits::run(args),
         Verb::Bench(args) => bench::run(args),

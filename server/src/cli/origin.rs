@@ -8,7 +8,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 /// Options that say what one call is about: they are typed or not given.
-const TYPED_ONLY: [&str; 19] = [
+const TYPED_ONLY: [&str; 25] = [
     "help",
     "version",
     "config",
@@ -28,6 +28,12 @@ const TYPED_ONLY: [&str; 19] = [
     "grammar",
     "json-schema",
     "logit-bias",
+    "type",
+    "pure",
+    "leave-output-tensor",
+    "output-tensor-type",
+    "token-embedding-type",
+    "allow-requantize",
 ];
 
 /// Groups of options of which one takes the place of the others.

@@ -4,12 +4,14 @@
 mod gguf;
 mod json;
 mod mutate;
+mod packed;
 mod safetensors;
 mod template;
 
 pub use gguf::gguf;
 pub use json::{config, tokenizer_json};
 pub use mutate::Mutation;
+pub use packed::{mend, packed};
 pub use safetensors::safetensors;
 pub use template::template;
 
@@ -17,8 +19,9 @@ pub use template::template;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All bodies, by the names of their corpora.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("gguf", gguf),
+    ("packed", packed),
     ("safetensors", safetensors),
     ("config", config),
     ("tokenizer_json", tokenizer_json),

@@ -7,9 +7,12 @@ use clap::Args;
 /// Show what is inside a model file.
 #[derive(Args, Debug)]
 pub struct InspectArgs {
-    /// GGUF file or Hugging Face folder
+    /// GGUF or packed file, or Hugging Face folder
     #[arg(value_name = "PATH")]
     pub path: PathBuf,
+    /// Compare the checksums of a packed file, which reads all of it
+    #[arg(long)]
+    pub verify: bool,
     /// List every tensor and every key
     #[arg(long, short)]
     pub all: bool,

@@ -12,7 +12,9 @@ mod generation;
 mod inspect;
 mod logits;
 mod model;
+mod pack;
 mod perplexity;
+mod quantize;
 mod run;
 mod sampling;
 mod serve;
@@ -32,7 +34,9 @@ pub use generation::GenerationArgs;
 pub use inspect::InspectArgs;
 pub use logits::LogitsArgs;
 pub use model::{LoadMode, ModelArgs};
+pub use pack::PackArgs;
 pub use perplexity::PerplexityArgs;
+pub use quantize::{MakingArgs, QuantizeArgs};
 pub use run::RunArgs;
 pub use sampling::SamplingArgs;
 pub use serve::ServeArgs;
@@ -71,6 +75,10 @@ pub enum Verb {
     /// Show what is inside a model file and the memory it will need
     #[command(alias = "show")]
     Inspect(InspectArgs),
+    /// Make a smaller GGUF file of a model
+    Quantize(QuantizeArgs),
+    /// Put a model into one file that starts at once
+    Pack(PackArgs),
     /// Turn text into token ids
     Tokenize(TokenizeArgs),
     /// Write the logits of every position of a text to a safetensors file

@@ -8,7 +8,7 @@ use clap::{Args, ValueEnum};
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// GGUF file or Hugging Face folder; the built-in model if absent
+    /// GGUF or packed file, or Hugging Face folder; the built-in model if absent
     #[arg(short, long, value_name = "PATH")]
     pub model: Option<PathBuf>,
     /// GGUF file with the multi-token-prediction head of a model published without it
