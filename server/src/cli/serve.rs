@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -10,12 +11,14 @@ use millpond::state::memory::KvType;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
-use super::args::{ReasoningName, ServeArgs};
+use super::args::{ModelArgs, ReasoningName, ServeArgs};
 use super::failure::usage;
+use super::machine::Machine;
 use super::settings::{self, Compute};
 use super::{conversation, device, run, sampling};
 use crate::http::config::{DEFAULT_PORT, ServerConfig};
-use crate::http::listen::{self, Listener};
+use crate::http::listen::{self, Listener, Tls};
+use crate::http::pool::{Loader, Pool, PoolOptions};
 use crate::http::state::AppState;
 
 /// Threads that move bytes; computing is the engine's.
@@ -33,15 +36,62 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let args = &args;
     let compute = Compute::new(&args.compute, KvType::F16)?;
     let config = config(args)?;
+    let tls = tls(args)?;
+    let pool = pool(args, &compute)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(IO_THREADS)
         .enable_all()
         .build()
         .context("cannot start the server's threads")?;
-    let served = runtime.block_on(serve(args, config, compute));
+    let served = runtime.block_on(serve(args, config, tls, pool));
     // Tasks still running belong to clients whose time to finish is over.
     runtime.shutdown_timeout(Duration::from_millis(100));
     served
+}
+
+/// The certificate to show, if the server is to speak TLS.
+fn tls(args: &ServeArgs) -> anyhow::Result<Option<Tls>> {
+    let (Some(key), Some(certificate)) = (&args.ssl_key_file, &args.ssl_cert_file) else { return Ok(None) };
+    Tls::read(certificate, key).map(Some)
+}
+
+/// The models that are served.
+fn pool(args: &ServeArgs, compute: &Compute) -> anyhow::Result<Pool> {
+    if let Some(folder) = args.models_dir.as_deref().filter(|folder| !folder.is_dir()) {
+        return Err(usage(format!("--models-dir {} is no folder", folder.display())));
+    }
+    let half = || Machine::look().memory.map(|bytes| bytes / 2);
+    let options = PoolOptions {
+        folder: args.models_dir.clone(),
+        max_loaded: Some(args.models_max).filter(|&most| most > 0),
+        memory: args.models_memory.map(|count| count.saturating_mul(1 << 20)).or_else(half),
+        keep: u64::try_from(args.idle_unload).ok().map(Duration::from_secs),
+    };
+    // The folder's models are what is asked for, unless one is named.
+    let has_own = args.model.model.is_some() || args.models_dir.is_none();
+    let pool = Pool::new(options, loader(args, compute));
+    if !has_own {
+        return Ok(pool);
+    }
+    let path = args.model.model.as_deref();
+    let bytes = path.map_or(crate::built_in::bytes().len() as u64, settings::bytes_on_disk);
+    let names = if args.alias.is_empty() { vec![model_name(path)] } else { args.alias.clone() };
+    Ok(pool.with_own(names, bytes))
+}
+
+fn loader(args: &ServeArgs, compute: &Compute) -> Loader {
+    let (own, template, options) = (args.model.clone(), args.template.clone(), engine_options(args, compute));
+    let device = compute.device;
+    Arc::new(move |path: Option<&Path>| -> anyhow::Result<Engine> {
+        let model = match path {
+            None => conversation::apply_template(settings::load_model(&own)?, &template)?,
+            Some(path) => {
+                let args = ModelArgs { model: Some(path.to_owned()), mtp: None, ..own.clone() };
+                settings::load_model(&args)?
+            }
+        };
+        device::start(model, options.clone(), device)
+    })
 }
 
 fn config(args: &ServeArgs) -> anyhow::Result<ServerConfig> {
@@ -56,7 +106,7 @@ fn config(args: &ServeArgs) -> anyhow::Result<ServerConfig> {
         return Err(usage("--api-key is empty"));
     }
     Ok(ServerConfig {
-        alias: args.alias.clone().or_else(|| model_name(args.model.model.as_deref())),
+        name: model_name(args.model.model.as_deref()),
         api_keys,
         allowed_hosts: args.allowed_hosts.clone(),
         allowed_origins: args.cors_origins.clone(),
@@ -73,36 +123,48 @@ fn config(args: &ServeArgs) -> anyhow::Result<ServerConfig> {
         metrics: !args.no_metrics,
         slots: !args.no_slots,
         page: !args.no_ui,
+        saves_states: args.slot_save_path.is_some(),
         drain_time: Duration::from_secs(args.drain_seconds),
         ..ServerConfig::default()
     })
 }
 
 /// The file's name without its ending: shorter and better known to its user than what it calls itself.
-fn model_name(path: Option<&Path>) -> Option<String> {
-    let Some(path) = path else { return Some(crate::built_in::NAME.to_owned()) };
+fn model_name(path: Option<&Path>) -> String {
+    let Some(path) = path else { return crate::built_in::NAME.to_owned() };
     let name = if path.is_dir() { path.file_name() } else { path.file_stem() };
-    name.map(|name| name.to_string_lossy().into_owned())
+    name.map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
-async fn serve(args: &ServeArgs, mut config: ServerConfig, compute: Compute) -> anyhow::Result<()> {
-    let (listener, shown) = listen(args, &mut config).await?;
-    let state = AppState::new(config);
+async fn serve(
+    args: &ServeArgs,
+    mut config: ServerConfig,
+    tls: Option<Tls>,
+    pool: Pool,
+) -> anyhow::Result<()> {
+    let (listener, shown) = listen(args, &mut config, tls.is_some()).await?;
+    let state = AppState::with_pool(config, pool);
     let app = crate::http::app(state.clone());
     let (stop, stopped) = watch::channel(false);
-    let serving = tokio::spawn(listen::serve(listener, app, state.clone(), stopped));
-    eprintln!("millpond: listening at {shown}, loading the model");
-    let engine = load(args, compute, &state);
-    let engine = tokio::select! {
-        engine = engine => engine?,
+    let serving = tokio::spawn(listen::serve(listener, tls, app, state.clone(), stopped));
+    tokio::spawn(state.clone().sweep());
+    eprintln!("millpond: listening at {shown}");
+    let pool = state.pool().clone();
+    let loading = tokio::task::spawn_blocking(move || pool.load_own());
+    let handle = tokio::select! {
+        loaded = loading => loaded.context("loading failed")??,
         signal = signal() => { signal?; return Ok(()) }
     };
-    let handle = engine.handle();
-    eprintln!(
-        "millpond: serving {} with a context of {} tokens for each request",
-        state.model_name(),
-        handle.context()
-    );
+    if let Some(handle) = handle {
+        eprintln!(
+            "millpond: serving {} with a context of {} tokens for each request",
+            state.pool().own_name(),
+            handle.context()
+        );
+    }
+    if let Some(folder) = &args.models_dir {
+        eprintln!("millpond: serving the models in {} as they are asked for", folder.display());
+    }
     signal().await?;
     eprintln!("millpond: stopping; once more to stop at once");
     stop.send_replace(true);
@@ -113,9 +175,14 @@ async fn serve(args: &ServeArgs, mut config: ServerConfig, compute: Compute) -> 
     Ok(())
 }
 
-async fn listen(args: &ServeArgs, config: &mut ServerConfig) -> anyhow::Result<(Listener, String)> {
-    if args.host.ends_with(".sock") {
-        let path = PathBuf::from(&args.host);
+async fn listen(
+    args: &ServeArgs,
+    config: &mut ServerConfig,
+    tls: bool,
+) -> anyhow::Result<(Listener, String)> {
+    let socket = args.host.strip_prefix("unix:");
+    if let Some(path) = socket.or_else(|| args.host.ends_with(".sock").then_some(args.host.as_str())) {
+        let path = PathBuf::from(path);
         let listener = bind_unix(&path).with_context(|| format!("cannot listen at {}", path.display()))?;
         return Ok((Listener::Unix(listener), path.display().to_string()));
     }
@@ -123,7 +190,7 @@ async fn listen(args: &ServeArgs, config: &mut ServerConfig) -> anyhow::Result<(
         "localhost" => IpAddr::from([127, 0, 0, 1]),
         host => host
             .parse()
-            .map_err(|_| usage(format!("--host {host} is neither an address nor a path ending in .sock")))?,
+            .map_err(|_| usage(format!("--host {host} is neither an address nor a socket (unix:PATH)")))?,
     };
     let address = SocketAddr::new(address, args.port.unwrap_or(DEFAULT_PORT));
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen at {address}"))?;
@@ -132,7 +199,8 @@ async fn listen(args: &ServeArgs, config: &mut ServerConfig) -> anyhow::Result<(
     if !address.ip().is_loopback() && config.api_keys.is_empty() {
         eprintln!("millpond: anyone who can reach {address} may use this server; --api-key asks for a key");
     }
-    Ok((Listener::Tcp(listener), format!("http://{address}")))
+    let scheme = if tls { "https" } else { "http" };
+    Ok((Listener::Tcp(listener), format!("{scheme}://{address}")))
 }
 
 /// A socket at a path where there is none, or one that nobody listens at any more.
@@ -147,19 +215,6 @@ fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
         }
         other => other,
     }
-}
-
-/// Loads the model and starts the engine, while the server already answers that it does.
-async fn load(args: &ServeArgs, compute: Compute, state: &AppState) -> anyhow::Result<Engine> {
-    let (model, template, options) =
-        (args.model.clone(), args.template.clone(), engine_options(args, &compute));
-    let engine = tokio::task::spawn_blocking(move || -> anyhow::Result<Engine> {
-        let model = conversation::apply_template(settings::load_model(&model)?, &template)?;
-        device::start(model, options, compute.device)
-    });
-    let engine = engine.await.context("loading failed")??;
-    state.set_engine(engine.handle());
-    Ok(engine)
 }
 
 fn engine_options(args: &ServeArgs, compute: &Compute) -> EngineOptions {

@@ -82,6 +82,17 @@ fn is_refused_lock(error: &ModelError) -> bool {
     source.get_ref().is_some_and(|inner| inner.is::<LockError>())
 }
 
+/// Bytes of a model's files: of one file, or of all in its folder.
+#[must_use]
+pub fn bytes_on_disk(path: &Path) -> u64 {
+    let length = |path: &Path| std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    if !path.is_dir() {
+        return length(path);
+    }
+    let entries = std::fs::read_dir(path).into_iter().flatten();
+    entries.filter_map(|entry| Some(length(&entry.ok()?.path()))).sum()
+}
+
 /// The tokenizer of a model.
 ///
 /// # Errors

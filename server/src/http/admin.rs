@@ -1,13 +1,15 @@
 //! For those who look after a server: `/health`, `/ready`, `/metrics`, `/slots`.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use millpond::engine::{Class, SlotPhase, Stats};
 use serde_json::{Value, json};
 
 use super::error::{ApiError, ApiResult};
+use super::llama_cpp::ModelQuery;
 use super::state::AppState;
 
 /// Whether the process lives.
@@ -17,11 +19,8 @@ pub(crate) async fn health() -> Response {
 
 /// Whether requests are served: not while the model loads, nor once the server is stopping.
 pub(crate) async fn ready(State(state): State<AppState>) -> ApiResult {
-    if state.is_ready() {
-        return Ok(Json(json!({ "status": "ok" })).into_response());
-    }
-    state.engine()?;
-    Err(ApiError::unavailable("the server is stopping"))
+    state.check_ready()?;
+    Ok(Json(json!({ "status": "ok" })).into_response())
 }
 
 /// Counters in Prometheus' text format.
@@ -29,55 +28,90 @@ pub(crate) async fn metrics(State(state): State<AppState>) -> ApiResult {
     if !state.config().metrics {
         return Err(ApiError::not_found("metrics are switched off"));
     }
-    let stats = state.engine()?.stats();
+    let models = state.pool().list();
+    let loaded = models.iter().filter_map(|entry| Some((entry.name().to_owned(), entry.handle()?.stats())));
+    let loaded: Vec<(String, Stats)> = loaded.collect();
+    if loaded.is_empty() {
+        state.check_ready()?;
+    }
+    // Several models are told apart by a label; one needs none.
+    let labelled = state.pool().has_folder();
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
-    Ok((kind, text(&stats, state.requests(), state.uptime())).into_response())
+    Ok((kind, text(&loaded, labelled, state.requests(), state.uptime())).into_response())
 }
 
-fn text(stats: &Stats, requests: u64, uptime: f64) -> String {
-    let counters = [
-        ("http_requests", "HTTP requests", requests as f64),
-        ("requests_accepted", "Generations accepted", stats.accepted as f64),
-        ("requests_refused", "Generations refused because the queue was full", stats.refused as f64),
-        ("requests_completed", "Generations that ended as they should", stats.completed as f64),
-        ("requests_cancelled", "Generations cancelled", stats.cancelled as f64),
-        ("requests_failed", "Generations that failed", stats.failed as f64),
-        ("steps", "Passes over the weights", stats.steps as f64),
-        ("prompt_tokens", "Tokens of prompts", stats.prompt_tokens as f64),
-        ("prompt_tokens_cached", "Tokens of prompts whose state was reused", stats.cached_tokens as f64),
-        ("generated_tokens", "Tokens generated", stats.generated_tokens as f64),
-        ("drafted_tokens", "Tokens proposed by drafts", stats.drafted_tokens as f64),
-        ("accepted_tokens", "Proposed tokens that were accepted", stats.accepted_tokens as f64),
-        ("prefill_seconds", "Time in passes with a slice of a prompt", stats.prefill_seconds),
-        ("decode_seconds", "Time in passes without", stats.decode_seconds),
-    ];
-    let gauges = [
-        ("requests_running", "Generations that run", stats.slots.len() as f64),
-        ("requests_waiting", "Generations that wait", stats.waiting as f64),
-        ("requests_running_limit", "Most generations that run at once", stats.max_running as f64),
-        ("sequence_bytes", "Memory reserved for running generations", stats.reserved_bytes as f64),
-        ("sequence_bytes_limit", "Memory that may be reserved", stats.memory_budget as f64),
-        ("cache_entries", "Snapshots in the prefix cache", stats.cache_entries as f64),
-        ("cache_bytes", "Memory the prefix cache holds", stats.cache_bytes as f64),
-        ("cache_bytes_limit", "Memory the prefix cache may hold", stats.cache_budget as f64),
-        ("uptime_seconds", "Time since the start", uptime),
-    ];
-    let counters =
-        counters.iter().map(|(name, help, value)| metric(&format!("{name}_total"), help, "counter", *value));
-    let gauges = gauges.iter().map(|(name, help, value)| metric(name, help, "gauge", *value));
-    counters.chain(gauges).collect()
+/// A figure of an engine.
+type Figure = (&'static str, &'static str, fn(&Stats) -> f64);
+
+/// Figures that only grow.
+const COUNTERS: [Figure; 13] = [
+    ("requests_accepted", "Generations accepted", |stats| stats.accepted as f64),
+    ("requests_refused", "Generations refused because the queue was full", |stats| stats.refused as f64),
+    ("requests_completed", "Generations that ended as they should", |stats| stats.completed as f64),
+    ("requests_cancelled", "Generations cancelled", |stats| stats.cancelled as f64),
+    ("requests_failed", "Generations that failed", |stats| stats.failed as f64),
+    ("steps", "Passes over the weights", |stats| stats.steps as f64),
+    ("prompt_tokens", "Tokens of prompts", |stats| stats.prompt_tokens as f64),
+    ("prompt_tokens_cached", "Tokens of prompts whose state was reused", |stats| stats.cached_tokens as f64),
+    ("generated_tokens", "Tokens generated", |stats| stats.generated_tokens as f64),
+    ("drafted_tokens", "Tokens proposed by drafts", |stats| stats.drafted_tokens as f64),
+    ("accepted_tokens", "Proposed tokens that were accepted", |stats| stats.accepted_tokens as f64),
+    ("prefill_seconds", "Time in passes with a slice of a prompt", |stats| stats.prefill_seconds),
+    ("decode_seconds", "Time in passes without", |stats| stats.decode_seconds),
+];
+
+/// Figures of the moment.
+const GAUGES: [Figure; 8] = [
+    ("requests_running", "Generations that run", |stats| stats.slots.len() as f64),
+    ("requests_waiting", "Generations that wait", |stats| stats.waiting as f64),
+    ("requests_running_limit", "Most generations that run at once", |stats| stats.max_running as f64),
+    ("sequence_bytes", "Memory reserved for running generations", |stats| stats.reserved_bytes as f64),
+    ("sequence_bytes_limit", "Memory that may be reserved", |stats| stats.memory_budget as f64),
+    ("cache_entries", "Snapshots in the prefix cache", |stats| stats.cache_entries as f64),
+    ("cache_bytes", "Memory the prefix cache holds", |stats| stats.cache_bytes as f64),
+    ("cache_bytes_limit", "Memory the prefix cache may hold", |stats| stats.cache_budget as f64),
+];
+
+fn text(loaded: &[(String, Stats)], labelled: bool, requests: u64, uptime: f64) -> String {
+    let own = |value: f64| vec![(String::new(), value)];
+    let mut text = metric("http_requests_total", "HTTP requests", "counter", &own(requests as f64));
+    text.push_str(&metric("uptime_seconds", "Time since the start", "gauge", &own(uptime)));
+    text.push_str(&metric("models_loaded", "Models in memory", "gauge", &own(loaded.len() as f64)));
+    let label =
+        |name: &str| if labelled { format!("{{model=\"{}\"}}", escaped(name)) } else { String::new() };
+    let mut add = |(name, help, value): &Figure, ending: &str, kind: &str| {
+        let samples: Vec<(String, f64)> =
+            loaded.iter().map(|(name, stats)| (label(name), value(stats))).collect();
+        text.push_str(&metric(&format!("{name}{ending}"), help, kind, &samples));
+    };
+    COUNTERS.iter().for_each(|figure| add(figure, "_total", "counter"));
+    GAUGES.iter().for_each(|figure| add(figure, "", "gauge"));
+    text
 }
 
-fn metric(name: &str, help: &str, kind: &str, value: f64) -> String {
-    format!("# HELP millpond_{name} {help}.\n# TYPE millpond_{name} {kind}\nmillpond_{name} {value}\n")
+/// A name as the value of a label.
+fn escaped(name: &str) -> String {
+    name.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+fn metric(name: &str, help: &str, kind: &str, samples: &[(String, f64)]) -> String {
+    let mut text = format!("# HELP millpond_{name} {help}.\n# TYPE millpond_{name} {kind}\n");
+    for (label, value) in samples {
+        text.push_str(&format!("millpond_{name}{label} {value}\n"));
+    }
+    text
 }
 
 /// What runs.
-pub(crate) async fn slots(State(state): State<AppState>) -> ApiResult {
+pub(crate) async fn slots(
+    State(state): State<AppState>,
+    query: Result<Query<ModelQuery>, QueryRejection>,
+) -> ApiResult {
     if !state.config().slots {
         return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, "slots are switched off"));
     }
-    let engine = state.engine()?;
+    let served = ModelQuery::select(query, &state).await?;
+    let engine = served.engine();
     let stats = engine.stats();
     let slots: Vec<Value> = (0..stats.max_running)
         .map(|place| {
@@ -106,12 +140,17 @@ mod tests {
 
     #[test]
     fn metrics_are_prometheus_text() {
-        let text = text(&Stats::default(), 3, 1.5);
-        assert!(text.contains("\nmillpond_uptime_seconds 1.5\n"));
+        let one = text(&[("a".to_owned(), Stats::default())], false, 3, 1.5);
+        assert!(one.contains("\nmillpond_uptime_seconds 1.5\n"));
         assert!(
-            text.contains("# TYPE millpond_http_requests_total counter\nmillpond_http_requests_total 3\n")
+            one.contains("# TYPE millpond_http_requests_total counter\nmillpond_http_requests_total 3\n")
         );
-        for line in text.lines() {
+        assert!(one.contains("\nmillpond_steps_total 0\n"));
+        let names = ["a", "b \"c\\"].map(|name| (name.to_owned(), Stats::default()));
+        let several = text(&names, true, 3, 1.5);
+        assert!(several.contains("\nmillpond_steps_total{model=\"b \\\"c\\\\\"} 0\n"), "{several}");
+        assert_eq!(several.matches("# TYPE millpond_steps_total").count(), 1);
+        for line in one.lines() {
             let sample = line.split_once(' ').and_then(|(_, value)| value.parse::<f64>().ok());
             assert!(line.starts_with("# ") || sample.is_some(), "{line}");
         }

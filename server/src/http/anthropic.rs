@@ -3,25 +3,29 @@
 use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;
-use millpond::engine::{Event, FinishReason};
+use millpond::engine::FinishReason;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::answer::{Answer, AnswerReader, Call, Piece};
+use super::answer::{AnswerReader, Call};
+use super::assemble::{self, AnswerWriter, Whole};
 use super::body::JsonBody;
 use super::chat_input::{ChatPrompt, Conversation, ToolChoice, ToolMode, message};
 use super::error::{ApiError, ApiResult};
 use super::events::Events;
 use super::ids;
+use super::integer;
 use super::params::{GenerationFields, OneOrMany, token_count};
 use super::sse::{self, Framing, Gone, Sender};
-use super::state::AppState;
+use super::state::{AppState, Served};
 use super::usage::Totals;
 
 /// The body of a request.
 #[derive(Debug, Deserialize)]
 pub(crate) struct MessagesRequest {
+    model: Option<String>,
     messages: Vec<Value>,
+    #[serde(default, deserialize_with = "integer::maybe")]
     max_tokens: Option<i64>,
     system: Option<Value>,
     tools: Option<Vec<Value>>,
@@ -30,6 +34,7 @@ pub(crate) struct MessagesRequest {
     stop_sequences: Option<Vec<String>>,
     temperature: Option<f64>,
     top_p: Option<f64>,
+    #[serde(default, deserialize_with = "integer::maybe")]
     top_k: Option<i64>,
     stream: Option<bool>,
 }
@@ -62,9 +67,13 @@ pub(crate) async fn create(
     JsonBody(body): JsonBody<MessagesRequest>,
 ) -> ApiResult {
     let stream = body.stream.unwrap_or(false);
-    let (events, shape) = state.prepare(move |state| begin(state, body)).await?;
+    let served = state.select(body.model.as_deref()).await?;
+    let (events, shape) = served.prepare(move |served| begin(served, body)).await?;
     if stream {
-        return Ok(sse::respond(Framing::Sse, |sender| Writer::new(sender, shape).write(events)));
+        let reader = AnswerReader::new(&shape.prompt, true);
+        return Ok(sse::respond(Framing::Sse, |sender| {
+            assemble::write(Writer::new(sender, shape), reader, events)
+        }));
     }
     collect(events, &shape).await
 }
@@ -74,16 +83,16 @@ pub(crate) async fn count_tokens(
     State(state): State<AppState>,
     JsonBody(body): JsonBody<MessagesRequest>,
 ) -> ApiResult {
-    let prompt = state.prepare(move |state| conversation(&body)?.prompt(state)).await?;
+    let served = state.select(body.model.as_deref()).await?;
+    let prompt = served.prepare(move |served| conversation(&body)?.prompt(served)).await?;
     Ok(Json(json!({ "input_tokens": prompt.ids.len() })).into_response())
 }
 
-fn begin(state: &AppState, body: MessagesRequest) -> ApiResult<(Events, Shape)> {
+fn begin(served: &Served, body: MessagesRequest) -> ApiResult<(Events, Shape)> {
     let limit = token_count("max_tokens", body.max_tokens)?;
-    let limit = limit.ok_or_else(|| ApiError::field("max_tokens", "max_tokens is missing"))?;
     let conversation = conversation(&body)?;
     let constraint = conversation.constraint.clone();
-    let prompt = conversation.prompt(state)?;
+    let prompt = conversation.prompt(served)?;
     let fields = GenerationFields {
         temperature: body.temperature,
         top_p: body.top_p,
@@ -91,14 +100,14 @@ fn begin(state: &AppState, body: MessagesRequest) -> ApiResult<(Events, Shape)> 
         stop: body.stop_sequences.map(OneOrMany::Many),
         ..GenerationFields::default()
     };
-    let model = state.model()?;
+    let model = served.model();
     let tokenizer = model.tokenizer.as_deref();
     let mut request =
-        fields.request(prompt.ids.clone(), Some(limit), state.config(), tokenizer, model.spec.vocab)?;
+        fields.request(prompt.ids.clone(), limit, served.config(), tokenizer, model.spec.vocab)?;
     request.message_boundaries.clone_from(&prompt.boundaries);
     request.grammar = constraint;
-    let shape = Shape { id: ids::unique("msg_"), model: state.model_name(), prompt };
-    Ok((state.submit(vec![request], 1)?, shape))
+    let shape = Shape { id: ids::unique("msg_"), model: served.name(), prompt };
+    Ok((served.submit(vec![request], 1)?, shape))
 }
 
 /// Brings a conversation into the form of OpenAI's API, which templates are written for.
@@ -141,11 +150,15 @@ fn conversation(body: &MessagesRequest) -> ApiResult<Conversation> {
 fn tool(tool: &Value) -> ApiResult<Value> {
     let name = tool.get("name").and_then(Value::as_str);
     let name = name.ok_or_else(|| ApiError::field("tools", "a tool has no name"))?;
+    let schema = tool.get("input_schema");
+    if schema.is_some_and(|schema| !schema.is_object()) {
+        return Err(ApiError::field("tools", format!("input_schema of tool '{name}' must be an object")));
+    }
     let mut function = json!({ "name": name });
     if let Some(description) = tool.get("description") {
         function["description"] = description.clone();
     }
-    function["parameters"] = tool.get("input_schema").cloned().unwrap_or_else(|| json!({ "type": "object" }));
+    function["parameters"] = schema.cloned().unwrap_or_else(|| json!({ "type": "object" }));
     Ok(json!({ "type": "function", "function": function }))
 }
 
@@ -176,9 +189,12 @@ fn convert(index: usize, item: &Value, messages: &mut Vec<Value>) -> ApiResult<(
         return Ok(());
     };
     let (mut text, mut reasoning, mut calls) = (String::new(), String::new(), Vec::new());
+    // Results of tools are messages already; a message of nothing else is not one more.
+    let mut says = blocks.is_empty();
     for block in blocks {
         match block["type"].as_str() {
             Some("text") => {
+                says = true;
                 text.push_str(block["text"].as_str().ok_or_else(|| wrong("a text block has no text"))?)
             }
             Some("thinking") => reasoning.push_str(block["thinking"].as_str().unwrap_or_default()),
@@ -198,7 +214,7 @@ fn convert(index: usize, item: &Value, messages: &mut Vec<Value>) -> ApiResult<(
             _ => return Err(wrong("only text, thinking, tool_use and tool_result blocks are supported")),
         }
     }
-    if text.is_empty() && calls.is_empty() && reasoning.is_empty() && !blocks.is_empty() {
+    if !says && calls.is_empty() && reasoning.is_empty() {
         return Ok(());
     }
     let mut whole = message(role, text);
@@ -226,24 +242,9 @@ fn call_block(call: &Call) -> Value {
     json!({ "type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments })
 }
 
-async fn collect(mut events: Events, shape: &Shape) -> ApiResult {
-    let mut reader = AnswerReader::new(&shape.prompt, true);
-    let mut answer = Answer::default();
-    let mut totals = Totals::default();
-    let mut ended = ("end_turn", Value::Null);
-    while let Some((_, event)) = events.next().await {
-        match event {
-            Event::Token { text, .. } => answer.add(reader.push(&text)),
-            Event::Done { reason, text, usage } => {
-                answer.add(reader.push(&text));
-                answer.add(reader.finish());
-                totals.add(&usage, false);
-                ended = stop_reason(&reason, answer.calls.len());
-            }
-            Event::Error(error) => return Err(error.into()),
-            Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
-        }
-    }
+async fn collect(events: Events, shape: &Shape) -> ApiResult {
+    let Whole { answer, reason, totals } =
+        assemble::collect(events, AnswerReader::new(&shape.prompt, true)).await?;
     let mut content = Vec::new();
     if !answer.reasoning.is_empty() {
         content.push(json!({ "type": "thinking", "thinking": answer.reasoning, "signature": "" }));
@@ -252,9 +253,10 @@ async fn collect(mut events: Events, shape: &Shape) -> ApiResult {
         content.push(json!({ "type": "text", "text": answer.text }));
     }
     content.extend(answer.calls.iter().map(call_block));
+    let (reason, text) = stop_reason(&reason, answer.calls.len());
     let mut value = shape.message(content.into());
-    value["stop_reason"] = ended.0.into();
-    value["stop_sequence"] = ended.1;
+    value["stop_reason"] = reason.into();
+    value["stop_sequence"] = text;
     value["usage"] = totals.anthropic();
     Ok(Json(value).into_response())
 }
@@ -300,55 +302,8 @@ impl Writer {
         self.sender.event(kind, &value).await
     }
 
-    async fn write(mut self, mut events: Events) -> Result<(), Gone> {
-        let mut reader = AnswerReader::new(&self.shape.prompt, true);
-        self.event("message_start", json!({ "message": self.shape.message(json!([])) })).await?;
-        while let Some((_, event)) = self.sender.next(&mut events).await? {
-            match event {
-                Event::Token { text, .. } => self.pieces(reader.push(&text)).await?,
-                Event::Done { reason, text, usage } => {
-                    let mut pieces = reader.push(&text);
-                    pieces.extend(reader.finish());
-                    self.pieces(pieces).await?;
-                    if self.block == 0 && self.open == Open::Nothing {
-                        self.pieces(vec![Piece::Text(String::new())]).await?;
-                    }
-                    self.close().await?;
-                    let mut totals = Totals::default();
-                    totals.add(&usage, false);
-                    let (reason, text) = stop_reason(&reason, reader.calls());
-                    let delta = json!({ "stop_reason": reason, "stop_sequence": text });
-                    self.event("message_delta", json!({ "delta": delta, "usage": totals.anthropic() }))
-                        .await?;
-                }
-                Event::Error(error) => {
-                    return self.sender.event("error", &ApiError::from(error).anthropic()).await;
-                }
-                Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
-            }
-        }
-        self.event("message_stop", json!({})).await
-    }
-
-    async fn pieces(&mut self, pieces: Vec<Piece>) -> Result<(), Gone> {
-        for piece in pieces {
-            match piece {
-                Piece::Reasoning(text) => {
-                    self.begin(Open::Thinking).await?;
-                    self.delta(json!({ "type": "thinking_delta", "thinking": text })).await?;
-                }
-                Piece::Text(text) => {
-                    self.begin(Open::Text).await?;
-                    self.delta(json!({ "type": "text_delta", "text": text })).await?;
-                }
-                Piece::Call(call) => self.call(&call).await?,
-            }
-        }
-        Ok(())
-    }
-
     /// Opens a block of a kind, unless it is open.
-    async fn begin(&mut self, kind: Open) -> Result<(), Gone> {
+    async fn open(&mut self, kind: Open) -> Result<(), Gone> {
         if self.open == kind {
             return Ok(());
         }
@@ -374,6 +329,26 @@ impl Writer {
         self.block += 1;
         Ok(())
     }
+}
+
+impl AnswerWriter for Writer {
+    fn sender(&self) -> &Sender {
+        &self.sender
+    }
+
+    async fn begin(&mut self) -> Result<(), Gone> {
+        self.event("message_start", json!({ "message": self.shape.message(json!([])) })).await
+    }
+
+    async fn reasoning(&mut self, text: &str) -> Result<(), Gone> {
+        self.open(Open::Thinking).await?;
+        self.delta(json!({ "type": "thinking_delta", "thinking": text })).await
+    }
+
+    async fn text(&mut self, text: &str) -> Result<(), Gone> {
+        self.open(Open::Text).await?;
+        self.delta(json!({ "type": "text_delta", "text": text })).await
+    }
 
     async fn call(&mut self, call: &Call) -> Result<(), Gone> {
         self.close().await?;
@@ -385,6 +360,21 @@ impl Writer {
         self.event("content_block_stop", json!({ "index": self.block })).await?;
         self.block += 1;
         Ok(())
+    }
+
+    async fn end(&mut self, reason: &FinishReason, calls: usize, totals: &Totals) -> Result<(), Gone> {
+        if self.block == 0 && self.open == Open::Nothing {
+            self.open(Open::Text).await?;
+        }
+        self.close().await?;
+        let (reason, text) = stop_reason(reason, calls);
+        let delta = json!({ "stop_reason": reason, "stop_sequence": text });
+        self.event("message_delta", json!({ "delta": delta, "usage": totals.anthropic() })).await?;
+        self.event("message_stop", json!({})).await
+    }
+
+    async fn failed(&mut self, error: &ApiError) -> Result<(), Gone> {
+        self.sender.event("error", &error.anthropic()).await
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::constraint;
 use super::error::{ApiError, ApiResult};
-use super::state::AppState;
+use super::state::Served;
 
 /// Most messages of a conversation.
 const MAX_MESSAGES: usize = 16_384;
@@ -113,6 +113,18 @@ impl Conversation {
             if !function.get("name").is_some_and(Value::is_string) {
                 return Err(ApiError::field("tools", format!("tools[{index}] has no name")));
             }
+            if function.get("description").is_some_and(|text| !text.is_string() && !text.is_null()) {
+                return Err(ApiError::field(
+                    "tools",
+                    format!("tools[{index}]: the description must be text"),
+                ));
+            }
+            if function.get("parameters").is_some_and(|schema| !schema.is_object() && !schema.is_null()) {
+                return Err(ApiError::field(
+                    "tools",
+                    format!("tools[{index}]: parameters must be an object"),
+                ));
+            }
         }
         Ok(self)
     }
@@ -137,12 +149,13 @@ impl Conversation {
     ///
     /// # Errors
     /// The template refuses it.
-    pub(crate) fn prompt(mut self, state: &AppState) -> ApiResult<ChatPrompt> {
-        let tokenizer = state.tokenizer()?;
-        let open = if self.continues { self.messages.pop() } else { None };
-        let options = self.template_options(state);
+    pub(crate) fn prompt(mut self, served: &Served) -> ApiResult<ChatPrompt> {
+        let tokenizer = served.tokenizer()?;
+        // With nothing before it, there is no conversation to go on with.
+        let open = if self.continues && self.messages.len() > 1 { self.messages.pop() } else { None };
+        let options = self.template_options(served);
         let input = self.input(&options);
-        let mut ids = state.template()?.encode(&input, tokenizer)?;
+        let mut ids = served.template()?.encode(&input, tokenizer)?;
         if let Some(answer) = open {
             ids.extend(tokenizer.encode(&text_of(&answer["content"]), true)?);
         }
@@ -166,16 +179,16 @@ impl Conversation {
     ///
     /// # Errors
     /// The template refuses it.
-    pub(crate) fn render(&self, state: &AppState) -> ApiResult<String> {
-        let options = self.template_options(state);
-        Ok(state.template()?.render(&self.input(&options))?)
+    pub(crate) fn render(&self, served: &Served) -> ApiResult<String> {
+        let options = self.template_options(served);
+        Ok(served.template()?.render(&self.input(&options))?)
     }
 
-    fn template_options(&self, state: &AppState) -> Map<String, Value> {
+    fn template_options(&self, served: &Served) -> Map<String, Value> {
         let mut options = self.options.clone();
         if let Some(thinking) = self.thinking {
             options.insert("enable_thinking".to_owned(), thinking.into());
-        } else if let Some(thinking) = state.config().thinking {
+        } else if let Some(thinking) = served.config().thinking {
             options.entry("enable_thinking").or_insert(thinking.into());
         }
         for (name, value) in &state.config().template_options {

@@ -11,8 +11,8 @@ pub const DEFAULT_PORT: u16 = 8137;
 /// How a server is set up.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// Name under which the model goes.
-    pub alias: Option<String>,
+    /// Name under which the server's own model goes.
+    pub name: String,
     /// Keys of which a request must show one; none are needed if empty.
     pub api_keys: Vec<String>,
     /// Host names, besides addresses and `localhost`, under which the server may be addressed.
@@ -45,12 +45,14 @@ pub struct ServerConfig {
     pub slots: bool,
     /// Serve the chat page.
     pub page: bool,
+    /// Whether the engines have a folder of saved states.
+    pub saves_states: bool,
 }
 
 impl Default for ServerConfig {
     fn default() -> ServerConfig {
         ServerConfig {
-            alias: None,
+            name: "model".to_owned(),
             api_keys: Vec::new(),
             allowed_hosts: Vec::new(),
             allowed_origins: Vec::new(),
@@ -67,6 +69,7 @@ impl Default for ServerConfig {
             metrics: true,
             slots: true,
             page: true,
+            saves_states: false,
         }
     }
 }

@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::Request;
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use millpond::engine::{RequestError, SubmitError};
 use millpond::text::{TemplateError, TokenizerError};
@@ -38,6 +36,12 @@ impl ApiError {
     /// The same about one field.
     pub fn field(param: &str, message: impl Into<String>) -> ApiError {
         ApiError { param: Some(param.to_owned()), ..ApiError::invalid(message) }
+    }
+
+    /// The same with a word for programs.
+    #[must_use]
+    pub fn with_code(self, code: &'static str) -> ApiError {
+        ApiError { code: Some(code), ..self }
     }
 
     /// There is no such thing.
@@ -167,19 +171,20 @@ impl From<TokenizerError> for ApiError {
     }
 }
 
-/// Rewrites errors of the routes below it into Anthropic's form.
-pub(crate) async fn in_anthropic_form(request: Request, next: Next) -> Response {
-    rewrite(next.run(request).await, ApiError::anthropic)
-}
-
-/// Rewrites errors of the routes below it into Ollama's form.
-pub(crate) async fn in_ollama_form(request: Request, next: Next) -> Response {
-    rewrite(next.run(request).await, ApiError::ollama)
-}
-
-fn rewrite(mut response: Response, form: fn(&ApiError) -> Value) -> Response {
-    match response.extensions_mut().remove::<ApiError>() {
-        Some(error) => error.respond(form(&error)),
-        None => response,
+/// Rewrites an error into the form of the API that the path belongs to.
+pub(crate) fn in_form_of(path: &str, mut response: Response) -> Response {
+    let Some(error) = response.extensions_mut().remove::<ApiError>() else { return response };
+    let body = if path == "/v1/messages" || path.starts_with("/v1/messages/") {
+        error.anthropic()
+    } else if path.starts_with("/api/") {
+        error.ollama()
+    } else {
+        return response;
+    };
+    let mut rewritten = error.respond(body);
+    // What says which methods there are stays.
+    if let Some(allow) = response.headers_mut().remove(header::ALLOW) {
+        rewritten.headers_mut().insert(header::ALLOW, allow);
     }
+    rewritten
 }

@@ -5,25 +5,28 @@ use std::sync::Arc;
 use millpond::engine::{Event, Generation, RecvError};
 use tokio::sync::Notify;
 
+use super::pool::Lease;
+
 /// The generations that one HTTP request started. Dropping it cancels them.
-#[derive(Debug)]
 pub(crate) struct Events {
     generations: Vec<Option<Generation>>,
     changed: Arc<Notify>,
     /// Where the next look begins, so that none is always first.
     turn: usize,
+    /// The model that answers stays in memory until it has.
+    _lease: Lease,
 }
 
 impl Events {
     /// The events of `generations`, told apart by their place in the list.
     #[must_use]
-    pub(crate) fn new(generations: Vec<Generation>) -> Events {
+    pub(crate) fn new(generations: Vec<Generation>, lease: Lease) -> Events {
         let changed = Arc::new(Notify::new());
         for generation in &generations {
             let changed = changed.clone();
             generation.set_waker(move || changed.notify_one());
         }
-        Events { generations: generations.into_iter().map(Some).collect(), changed, turn: 0 }
+        Events { generations: generations.into_iter().map(Some).collect(), changed, turn: 0, _lease: lease }
     }
 
     /// The next event and whose it is; `None` after the last of all.

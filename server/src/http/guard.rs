@@ -13,15 +13,20 @@ use axum::response::{IntoResponse, Response};
 use subtle::ConstantTimeEq;
 
 use super::config::ServerConfig;
-use super::error::{ApiError, ApiResult};
+use super::error::{ApiError, ApiResult, in_form_of};
 use super::state::AppState;
 
-/// Routes that need no key: they tell nothing and start nothing.
-const OPEN: [&str; 4] = ["/", "/health", "/v1/health", "/ready"];
+/// Routes that need no key: they tell nothing of what is done here and start nothing.
+const OPEN: [&str; 5] = ["/", "/openapi.json", "/health", "/v1/health", "/ready"];
 
 /// Checks host, origin and key of a request before any handler sees it.
 pub(crate) async fn guard(State(state): State<AppState>, request: Request, next: Next) -> Response {
     state.count_request();
+    let path = request.uri().path().to_owned();
+    in_form_of(&path, admit_and_run(&state, request, next).await)
+}
+
+async fn admit_and_run(state: &AppState, request: Request, next: Next) -> Response {
     let config = state.config();
     let origin = match admit(config, &request) {
         Ok(origin) => origin,

@@ -32,7 +32,7 @@ pub enum Listener {
 }
 
 /// A connection of either kind.
-trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
 impl Listener {
@@ -49,8 +49,37 @@ impl Listener {
     }
 }
 
+#[cfg(feature = "tls")]
+pub use super::tls::Tls;
+
+/// What would be needed to speak TLS; this build cannot.
+#[cfg(not(feature = "tls"))]
+#[derive(Clone, Debug)]
+pub enum Tls {}
+
+#[cfg(not(feature = "tls"))]
+impl Tls {
+    /// Refuses: this build cannot speak TLS.
+    ///
+    /// # Errors
+    /// Always.
+    pub fn read(_certificate: &std::path::Path, _key: &std::path::Path) -> anyhow::Result<Tls> {
+        anyhow::bail!("this build cannot speak TLS: build it with the feature tls, or put a proxy before it")
+    }
+
+    async fn wrap(&self, _stream: Box<dyn Connection>) -> std::io::Result<Box<dyn Connection>> {
+        match *self {}
+    }
+}
+
 /// Serves `app` until `stop` turns true; then requests under way get [`ServerConfig::drain_time`] to finish.
-pub async fn serve(listener: Listener, app: Router, state: AppState, mut stop: watch::Receiver<bool>) {
+pub async fn serve(
+    listener: Listener,
+    tls: Option<Tls>,
+    app: Router,
+    state: AppState,
+    mut stop: watch::Receiver<bool>,
+) {
     let config = state.config().clone();
     let places = Arc::new(Semaphore::new(config.max_connections));
     let (closing, closed) = watch::channel(false);
@@ -66,9 +95,11 @@ pub async fn serve(listener: Listener, app: Router, state: AppState, mut stop: w
         };
         match stream {
             Ok(stream) => {
-                let serving = connection(stream, app.clone(), config.clone(), closed.clone());
+                let (tls, app, config, closed) = (tls.clone(), app.clone(), config.clone(), closed.clone());
                 tokio::spawn(async move {
-                    serving.await;
+                    if let Some(stream) = greeted(stream, tls, config.header_time).await {
+                        connection(stream, app, config, closed).await;
+                    }
                     drop(place);
                 });
             }
@@ -91,6 +122,23 @@ pub async fn serve(listener: Listener, app: Router, state: AppState, mut stop: w
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     if stop.wait_for(|stop| *stop).await.is_err() {
         tracing::debug!("nobody is left to stop the server");
+    }
+}
+
+/// The connection once TLS is agreed on, where it is spoken; that has as much time as headers have.
+async fn greeted(
+    stream: Box<dyn Connection>,
+    tls: Option<Tls>,
+    time: Duration,
+) -> Option<Box<dyn Connection>> {
+    let Some(tls) = tls else { return Some(stream) };
+    match tokio::time::timeout(time, tls.wrap(stream)).await {
+        Ok(Ok(stream)) => Some(stream),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "no TLS");
+            None
+        }
+        Err(_) => None,
     }
 }
 

@@ -1,10 +1,12 @@
 //! llama.cpp's own API: `/completion`, `/tokenize`, `/detokenize`, `/props`.
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
 use axum::response::IntoResponse;
 use millpond::engine::{Event, FinishReason, Request};
 use millpond::sample::SamplingParams;
+use millpond::text::{ChatTemplate, Tokenizer};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -12,30 +14,36 @@ use super::body::JsonBody;
 use super::constraint::ConstraintFields;
 use super::error::{ApiError, ApiResult};
 use super::events::Events;
+use super::integer;
 use super::logprobs;
 use super::openai::chat::session;
 use super::params::{GenerationFields, answer_count};
 use super::prompt::PromptInput;
 use super::sse::{self, Framing, Gone, Sender};
-use super::state::AppState;
+use super::state::{AppState, Served};
 use super::usage::Totals;
 
 /// The body of a request to `/completion`.
 #[derive(Debug, Deserialize)]
 pub(crate) struct CompletionRequest {
+    model: Option<String>,
     prompt: PromptInput,
     #[serde(flatten)]
     generation: GenerationFields,
     #[serde(flatten)]
     constraint: ConstraintFields,
     #[serde(alias = "max_tokens")]
+    #[serde(default, deserialize_with = "integer::maybe")]
     n_predict: Option<i64>,
     stream: Option<bool>,
     #[serde(alias = "n_cmpl")]
+    #[serde(default, deserialize_with = "integer::maybe")]
     n: Option<u32>,
+    #[serde(default, deserialize_with = "integer::maybe")]
     n_probs: Option<u32>,
     return_tokens: Option<bool>,
     return_progress: Option<bool>,
+    #[serde(default, deserialize_with = "integer::maybe")]
     id_slot: Option<i64>,
     session: Option<String>,
 }
@@ -64,15 +72,16 @@ pub(crate) async fn completion(
     JsonBody(body): JsonBody<CompletionRequest>,
 ) -> ApiResult {
     let stream = body.stream.unwrap_or(false);
-    let (events, shape) = state.prepare(move |state| begin(state, body)).await?;
+    let served = state.select(body.model.as_deref()).await?;
+    let (events, shape) = served.prepare(move |served| begin(served, body)).await?;
     let count = shape.prompts.len() * shape.each;
     if stream {
-        return Ok(sse::respond(Framing::Sse, |sender| write(sender, state, events, shape, count)));
+        return Ok(sse::respond(Framing::Sse, |sender| write(sender, served, events, shape, count)));
     }
-    collect(&state, events, &shape, count).await
+    collect(&served, events, &shape, count).await
 }
 
-fn begin(state: &AppState, body: CompletionRequest) -> ApiResult<(Events, Shape)> {
+fn begin(served: &Served, body: CompletionRequest) -> ApiResult<(Events, Shape)> {
     if body.id_slot.is_some_and(|slot| slot < -1) {
         return Err(ApiError::field("id_slot", "id_slot must be -1 or above"));
     }
@@ -84,41 +93,41 @@ fn begin(state: &AppState, body: CompletionRequest) -> ApiResult<(Events, Shape)
             Some(usize::try_from(count).map_err(|_| wrong())?)
         }
     };
-    let model = state.model()?;
+    let model = served.model();
     let tokenizer = model.tokenizer.as_deref();
     let constraint = body.constraint.source()?;
     let each = answer_count(body.n)?;
     let mut requests = Vec::new();
     let mut prompts = Vec::new();
-    for prompt in body.prompt.tokens(state)? {
+    for prompt in body.prompt.tokens(served)? {
         prompts.push(tokenizer.map_or_else(String::new, |tokenizer| tokenizer.decode(&prompt, false)));
         let mut request =
-            body.generation.request(prompt, limit, state.config(), tokenizer, model.spec.vocab)?;
+            body.generation.request(prompt, limit, served.config(), tokenizer, model.spec.vocab)?;
         request.logprobs = body.n_probs.filter(|&count| count > 0).map(|count| count as usize);
         request.grammar.clone_from(&constraint);
         request.session = session(body.session.as_deref(), body.id_slot);
         requests.push(request);
     }
-    let settings = requests.first().map_or(Value::Null, |request| settings(request, state));
+    let settings = requests.first().map_or(Value::Null, |request| settings(request, served));
     let shape = Shape {
-        model: state.model_name(),
+        model: served.name(),
         prompts,
         settings,
         each,
         tokens: body.return_tokens.unwrap_or(false),
         progress: body.return_progress.unwrap_or(false),
     };
-    Ok((state.submit(requests, each)?, shape))
+    Ok((served.submit(requests, each)?, shape))
 }
 
-fn settings(request: &Request, state: &AppState) -> Value {
+fn settings(request: &Request, served: &Served) -> Value {
     let mut settings = sampling_value(&request.sampling);
     let limit = request.max_tokens.map_or(-1, |count| i64::try_from(count).unwrap_or(i64::MAX));
     settings["n_predict"] = limit.into();
     settings["max_tokens"] = limit.into();
     settings["stop"] = request.stop.clone().into();
     settings["ignore_eos"] = request.ignore_eos.into();
-    settings["n_ctx"] = state.engine().map_or(0, |engine| engine.context()).into();
+    settings["n_ctx"] = served.engine().context().into();
     settings
 }
 
@@ -146,8 +155,8 @@ fn sampling_value(params: &SamplingParams) -> Value {
     })
 }
 
-async fn collect(state: &AppState, mut events: Events, shape: &Shape, count: usize) -> ApiResult {
-    let tokenizer = state.model()?.tokenizer.as_deref();
+async fn collect(served: &Served, mut events: Events, shape: &Shape, count: usize) -> ApiResult {
+    let tokenizer = served.model().tokenizer.as_deref();
     let mut texts: Vec<Text> = (0..count).map(|_| Text::default()).collect();
     let mut answers = vec![Value::Null; count];
     while let Some((index, event)) = events.next().await {
@@ -207,12 +216,12 @@ fn last(shape: &Shape, index: usize, reason: &FinishReason, totals: &Totals) -> 
 
 async fn write(
     sender: Sender,
-    state: AppState,
+    served: Served,
     mut events: Events,
     shape: Shape,
     count: usize,
 ) -> Result<(), Gone> {
-    let tokenizer = state.model().ok().and_then(|model| model.tokenizer.clone());
+    let tokenizer = served.model().tokenizer.as_deref();
     let mut generated = vec![0usize; count];
     while let Some((index, event)) = sender.next(&mut events).await? {
         match event {
@@ -222,7 +231,7 @@ async fn write(
                 chunk["tokens_predicted"] = generated[index].into();
                 if let Some(found) = logprob {
                     chunk["completion_probabilities"] =
-                        json!([logprobs::chat_entry(tokenizer.as_deref(), &found, true)]);
+                        json!([logprobs::chat_entry(tokenizer, &found, true)]);
                 }
                 sender.data(&chunk).await?;
             }
@@ -250,6 +259,7 @@ async fn write(
 /// The body of a request to `/tokenize`.
 #[derive(Debug, Deserialize)]
 pub(crate) struct TokenizeRequest {
+    model: Option<String>,
     content: String,
     add_special: Option<bool>,
     parse_special: Option<bool>,
@@ -261,12 +271,13 @@ pub(crate) async fn tokenize(
     State(state): State<AppState>,
     JsonBody(body): JsonBody<TokenizeRequest>,
 ) -> ApiResult {
-    let tokens = state.prepare(move |state| tokens(state, &body)).await?;
+    let served = state.select(body.model.as_deref()).await?;
+    let tokens = served.prepare(move |served| tokens(served, &body)).await?;
     Ok(Json(json!({ "tokens": tokens })).into_response())
 }
 
-fn tokens(state: &AppState, body: &TokenizeRequest) -> ApiResult<Vec<Value>> {
-    let tokenizer = state.tokenizer()?;
+fn tokens(served: &Served, body: &TokenizeRequest) -> ApiResult<Vec<Value>> {
+    let tokenizer = served.tokenizer()?;
     let bos = tokenizer.special().bos.filter(|_| body.add_special.unwrap_or(false) && tokenizer.add_bos());
     let text = tokenizer.encode(&body.content, body.parse_special.unwrap_or(true))?;
     let ids = bos.into_iter().chain(text);
@@ -283,6 +294,8 @@ fn tokens(state: &AppState, body: &TokenizeRequest) -> ApiResult<Vec<Value>> {
 /// The body of a request to `/detokenize`.
 #[derive(Debug, Deserialize)]
 pub(crate) struct DetokenizeRequest {
+    model: Option<String>,
+    #[serde(deserialize_with = "integer::many")]
     tokens: Vec<u32>,
 }
 
@@ -291,37 +304,58 @@ pub(crate) async fn detokenize(
     State(state): State<AppState>,
     JsonBody(body): JsonBody<DetokenizeRequest>,
 ) -> ApiResult {
-    let vocab = state.model()?.spec.vocab;
+    let served = state.select(body.model.as_deref()).await?;
+    let vocab = served.model().spec.vocab;
     if let Some(id) = body.tokens.iter().find(|&&id| id as usize >= vocab) {
         return Err(ApiError::field("tokens", format!("token {id} is not in the vocabulary of {vocab}")));
     }
-    Ok(Json(json!({ "content": state.tokenizer()?.decode(&body.tokens, false) })).into_response())
+    Ok(Json(json!({ "content": served.tokenizer()?.decode(&body.tokens, false) })).into_response())
+}
+
+/// The query of requests that carry no body.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ModelQuery {
+    model: Option<String>,
+}
+
+impl ModelQuery {
+    /// The model it names.
+    ///
+    /// # Errors
+    /// As [`AppState::select`]; the query makes no sense.
+    pub(crate) async fn select(
+        query: Result<Query<ModelQuery>, QueryRejection>,
+        state: &AppState,
+    ) -> ApiResult<Served> {
+        let Query(query) = query.map_err(|error| ApiError::field("model", error.body_text()))?;
+        state.select(query.model.as_deref()).await
+    }
 }
 
 /// What the server is.
-pub(crate) async fn props(State(state): State<AppState>) -> ApiResult {
-    let engine = state.engine()?;
-    let stats = engine.stats();
-    let special = |id: Option<u32>| logprobs_text(&state, id);
-    let ids = engine.model().tokenizer.as_ref().map(|tokenizer| tokenizer.special()).unwrap_or_default();
+pub(crate) async fn props(
+    State(state): State<AppState>,
+    query: Result<Query<ModelQuery>, QueryRejection>,
+) -> ApiResult {
+    let served = ModelQuery::select(query, &state).await?;
+    let (engine, model) = (served.engine(), served.model());
+    let tokenizer = model.tokenizer.as_deref();
+    let special = |id: Option<u32>| id.map_or_else(String::new, |id| logprobs::text_of(tokenizer, id));
+    let ids = tokenizer.map(Tokenizer::special).unwrap_or_default();
     Ok(Json(json!({
         "default_generation_settings": {
             "n_ctx": engine.context(),
             "params": sampling_value(&state.config().sampling),
         },
-        "total_slots": stats.max_running,
-        "model_alias": state.model_name(),
-        "model_path": state.model_name(),
+        "total_slots": engine.options().max_running,
+        "model_alias": served.name(),
+        "model_path": served.name(),
         "modalities": { "vision": false, "audio": false },
-        "chat_template_caps": { "available": engine.model().template.is_some() },
+        "chat_template": model.template.as_ref().map_or_else(String::new, ChatTemplate::source),
+        "chat_template_caps": { "available": model.template.is_some() },
         "bos_token": special(ids.bos),
         "eos_token": special(ids.eos),
         "build_info": super::openai::chat::fingerprint(),
     }))
     .into_response())
-}
-
-fn logprobs_text(state: &AppState, id: Option<u32>) -> String {
-    let tokenizer = state.tokenizer().ok();
-    id.map_or_else(String::new, |id| logprobs::text_of(tokenizer.map(|tokenizer| &**tokenizer), id))
 }

@@ -1,24 +1,31 @@
 //! The part of Ollama's API that clients need to talk with a model that is there.
 
+use std::time::{Duration, SystemTime};
+
 use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;
-use millpond::engine::Event;
+use millpond::engine::{FinishReason, Request};
+use millpond::text::ChatTemplate;
 use millpond::text::tool_calls::ParameterTypes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::answer::{Answer, AnswerReader, Piece, finish_reason};
+use super::answer::{Answer, AnswerReader, Call, finish_reason};
+use super::assemble::{self, AnswerWriter, Whole};
 use super::body::JsonBody;
 use super::chat_input::{ChatPrompt, Conversation, message};
 use super::constraint;
 use super::error::{ApiError, ApiResult};
 use super::events::Events;
 use super::ids;
+use super::integer;
+use super::keep_alive::{self, KeepAlive};
 use super::params::GenerationFields;
+use super::pool::Entry;
 use super::prompt::PromptInput;
 use super::sse::{self, Framing, Gone, Sender};
-use super::state::AppState;
+use super::state::{AppState, Served};
 use super::usage::Totals;
 use millpond::sample::grammar::GrammarSource;
 
@@ -37,6 +44,7 @@ pub(crate) struct OllamaRequest {
     format: Option<Value>,
     stream: Option<bool>,
     options: Option<Options>,
+    keep_alive: Option<Value>,
 }
 
 /// Parameters.
@@ -44,6 +52,7 @@ pub(crate) struct OllamaRequest {
 struct Options {
     #[serde(flatten)]
     generation: GenerationFields,
+    #[serde(default, deserialize_with = "integer::maybe")]
     num_predict: Option<i64>,
 }
 
@@ -79,23 +88,69 @@ pub(crate) async fn generate(
 
 async fn answer(state: AppState, body: OllamaRequest, kind: Kind) -> ApiResult {
     let stream = body.stream.unwrap_or(true);
-    // Clients ask for nothing to have the model loaded; it is.
+    let keep = keep_alive::read(body.keep_alive.as_ref())?;
+    // Clients ask for nothing to have the model loaded, or unloaded.
     let nothing = match kind {
         Kind::Chat => body.messages.is_empty(),
         Kind::Generate => body.prompt.as_deref().unwrap_or_default().is_empty(),
     };
     if nothing {
-        let shape = Shape { kind, model: body.model, prompt: plain(Vec::new()), split: false };
-        let mut value = shape.value(&Answer::default());
-        value["done"] = true.into();
-        value["done_reason"] = "load".into();
-        return Ok(Json(value).into_response());
+        return prepare_model(&state, body, kind, keep).await;
     }
-    let (events, shape) = state.prepare(move |state| begin(state, body, kind)).await?;
+    let served = state.select(Some(&body.model)).await?;
+    stay(&state, served.entry(), keep);
+    let (events, shape) = served.prepare(move |served| begin(served, body, kind)).await?;
     if stream {
-        return Ok(sse::respond(Framing::Lines, |sender| write(sender, events, shape)));
+        let reader = AnswerReader::new(&shape.prompt, shape.split);
+        return Ok(sse::respond(Framing::Lines, |sender| {
+            assemble::write(Writer { sender, shape }, reader, events)
+        }));
     }
     collect(events, &shape).await
+}
+
+/// Notes how long a model is to stay after its last request.
+fn stay(state: &AppState, entry: &Entry, keep: Option<KeepAlive>) {
+    match keep {
+        None => {}
+        Some(KeepAlive::Forever) => state.pool().keep(entry, None),
+        Some(KeepAlive::For(time)) => state.pool().keep(entry, Some(time)),
+    }
+}
+
+/// Loads a model, or unloads it where it is to stay for no time.
+async fn prepare_model(
+    state: &AppState,
+    body: OllamaRequest,
+    kind: Kind,
+    keep: Option<KeepAlive>,
+) -> ApiResult {
+    let unload = keep == Some(KeepAlive::For(Duration::ZERO));
+    let reason = if unload { "unload" } else { "load" };
+    if unload {
+        let entry = state.pool().entry(Some(&body.model))?;
+        state.pool().unload(&entry).await;
+    } else {
+        let served = state.select(Some(&body.model)).await?;
+        stay(state, served.entry(), keep);
+        let options = body.options.unwrap_or_default();
+        options.request(&served, vec![0])?;
+        wish(body.format.as_ref())?;
+    }
+    let shape = Shape { kind, model: body.model, prompt: plain(Vec::new()), split: false };
+    let mut value = shape.value(&Answer::default());
+    value["done"] = true.into();
+    value["done_reason"] = reason.into();
+    Ok(Json(value).into_response())
+}
+
+impl Options {
+    fn request(&self, served: &Served, prompt: Vec<u32>) -> ApiResult<Request> {
+        let limit = self.num_predict.and_then(|count| usize::try_from(count).ok());
+        let model = served.model();
+        let tokenizer = model.tokenizer.as_deref();
+        self.generation.request(prompt, limit, served.config(), tokenizer, model.spec.vocab)
+    }
 }
 
 /// A prompt that is no conversation.
@@ -109,30 +164,25 @@ fn plain(ids: Vec<u32>) -> ChatPrompt {
     }
 }
 
-fn begin(state: &AppState, body: OllamaRequest, kind: Kind) -> ApiResult<(Events, Shape)> {
+fn begin(served: &Served, body: OllamaRequest, kind: Kind) -> ApiResult<(Events, Shape)> {
     if body.images.as_ref().is_some_and(|images| !images.is_empty()) {
         return Err(ApiError::invalid("images are not supported"));
     }
     let constraint = wish(body.format.as_ref())?;
-    let raw = kind == Kind::Generate && (body.raw.unwrap_or(false) || state.model()?.template.is_none());
+    let raw = kind == Kind::Generate && (body.raw.unwrap_or(false) || served.model().template.is_none());
     let prompt = if raw {
         let text = PromptInput::Text(body.prompt.clone().unwrap_or_default());
-        plain(text.tokens(state)?.remove(0))
+        plain(text.tokens(served)?.remove(0))
     } else {
         let mut conversation = conversation(&body, kind).check()?;
         conversation.constrain(constraint.clone())?;
-        conversation.prompt(state)?
+        conversation.prompt(served)?
     };
-    let options = body.options.unwrap_or_default();
-    let limit = options.num_predict.and_then(|count| usize::try_from(count).ok());
-    let model = state.model()?;
-    let tokenizer = model.tokenizer.as_deref();
-    let mut request =
-        options.generation.request(prompt.ids.clone(), limit, state.config(), tokenizer, model.spec.vocab)?;
+    let mut request = body.options.unwrap_or_default().request(served, prompt.ids.clone())?;
     request.message_boundaries.clone_from(&prompt.boundaries);
     request.grammar = constraint;
     let shape = Shape { kind, model: body.model, prompt, split: body.think != Some(Value::Bool(false)) };
-    Ok((state.submit(vec![request], 1)?, shape))
+    Ok((served.submit(vec![request], 1)?, shape))
 }
 
 fn wish(format: Option<&Value>) -> ApiResult<Option<GrammarSource>> {
@@ -193,7 +243,7 @@ impl Shape {
                     message["thinking"] = answer.reasoning.as_str().into();
                 }
                 if !answer.calls.is_empty() {
-                    let call = |call: &super::answer::Call| json!({ "function": { "name": call.name, "arguments": call.arguments } });
+                    let call = |call: &Call| json!({ "function": { "name": call.name, "arguments": call.arguments } });
                     message["tool_calls"] = answer.calls.iter().map(call).collect();
                 }
                 value["message"] = message;
@@ -214,55 +264,53 @@ impl Shape {
     }
 }
 
-async fn collect(mut events: Events, shape: &Shape) -> ApiResult {
-    let mut reader = AnswerReader::new(&shape.prompt, shape.split);
-    let mut answer = Answer::default();
-    let mut totals = Totals::default();
-    let mut ended = "stop";
-    while let Some((_, event)) = events.next().await {
-        match event {
-            Event::Token { text, .. } => answer.add(reader.push(&text)),
-            Event::Done { reason, text, usage } => {
-                answer.add(reader.push(&text));
-                answer.add(reader.finish());
-                totals.add(&usage, false);
-                ended = finish_reason(&reason, 0);
-            }
-            Event::Error(error) => return Err(error.into()),
-            Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
-        }
-    }
-    Ok(Json(shape.last(&answer, ended, &totals)).into_response())
+async fn collect(events: Events, shape: &Shape) -> ApiResult {
+    let reader = AnswerReader::new(&shape.prompt, shape.split);
+    let Whole { answer, reason, totals } = assemble::collect(events, reader).await?;
+    Ok(Json(shape.last(&answer, finish_reason(&reason, 0), &totals)).into_response())
 }
 
-async fn write(sender: Sender, mut events: Events, shape: Shape) -> Result<(), Gone> {
-    let mut reader = AnswerReader::new(&shape.prompt, shape.split);
-    while let Some((_, event)) = sender.next(&mut events).await? {
-        match event {
-            Event::Token { text, .. } => send(&sender, &shape, reader.push(&text)).await?,
-            Event::Done { reason, text, usage } => {
-                let mut pieces = reader.push(&text);
-                pieces.extend(reader.finish());
-                send(&sender, &shape, pieces).await?;
-                let mut totals = Totals::default();
-                totals.add(&usage, false);
-                let last = shape.last(&Answer::default(), finish_reason(&reason, 0), &totals);
-                sender.data(&last).await?;
-            }
-            Event::Error(error) => return sender.data(&ApiError::from(error).ollama()).await,
-            Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
-        }
-    }
-    Ok(())
+/// Writes an answer as lines, each with what is new.
+struct Writer {
+    sender: Sender,
+    shape: Shape,
 }
 
-async fn send(sender: &Sender, shape: &Shape, pieces: Vec<Piece>) -> Result<(), Gone> {
-    if pieces.is_empty() {
-        return Ok(());
+impl Writer {
+    async fn send(&self, answer: &Answer) -> Result<(), Gone> {
+        self.sender.data(&self.shape.value(answer)).await
     }
-    let mut answer = Answer::default();
-    answer.add(pieces);
-    sender.data(&shape.value(&answer)).await
+}
+
+impl AnswerWriter for Writer {
+    fn sender(&self) -> &Sender {
+        &self.sender
+    }
+
+    async fn begin(&mut self) -> Result<(), Gone> {
+        Ok(())
+    }
+
+    async fn reasoning(&mut self, text: &str) -> Result<(), Gone> {
+        self.send(&Answer { reasoning: text.to_owned(), ..Answer::default() }).await
+    }
+
+    async fn text(&mut self, text: &str) -> Result<(), Gone> {
+        self.send(&Answer { text: text.to_owned(), ..Answer::default() }).await
+    }
+
+    async fn call(&mut self, call: &Call) -> Result<(), Gone> {
+        self.send(&Answer { calls: vec![call.clone()], ..Answer::default() }).await
+    }
+
+    async fn end(&mut self, reason: &FinishReason, _calls: usize, totals: &Totals) -> Result<(), Gone> {
+        let last = self.shape.last(&Answer::default(), finish_reason(reason, 0), totals);
+        self.sender.data(&last).await
+    }
+
+    async fn failed(&mut self, error: &ApiError) -> Result<(), Gone> {
+        self.sender.data(&error.ollama()).await
+    }
 }
 
 /// The version.
@@ -272,17 +320,32 @@ pub(crate) async fn version() -> Json<Value> {
 
 /// The models there are.
 pub(crate) async fn tags(State(state): State<AppState>) -> ApiResult {
-    Ok(Json(json!({ "models": [describe(&state)?] })).into_response())
+    state.check_ready()?;
+    let models: Vec<Value> = state.pool().list().iter().map(|entry| describe(&state, entry)).collect();
+    Ok(Json(json!({ "models": models })).into_response())
 }
 
 /// The models in memory.
 pub(crate) async fn ps(State(state): State<AppState>) -> ApiResult {
-    let mut model = describe(&state)?;
-    model["expires_at"] = "9999-12-31T23:59:59Z".into();
-    model["size_vram"] = 0.into();
-    model["context_length"] = state.engine()?.context().into();
-    Ok(Json(json!({ "models": [model] })).into_response())
+    state.check_ready()?;
+    let models = state.pool().list();
+    let loaded = models.iter().filter_map(|entry| Some((entry, entry.handle()?)));
+    let models: Vec<Value> = loaded
+        .map(|(entry, engine)| {
+            let mut model = describe(&state, entry);
+            let expires = entry.expires().and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok());
+            model["expires_at"] =
+                expires.map_or_else(|| NEVER.to_owned(), |time| ids::rfc3339(time.as_secs())).into();
+            model["size_vram"] = 0.into();
+            model["context_length"] = engine.context().into();
+            model
+        })
+        .collect();
+    Ok(Json(json!({ "models": models })).into_response())
 }
+
+/// The time at which what stays for ever ends.
+const NEVER: &str = "9999-12-31T23:59:59Z";
 
 /// The body of a request to `/api/show`.
 #[derive(Debug, Deserialize)]
@@ -293,21 +356,20 @@ pub(crate) struct ShowRequest {
 
 /// What a model is.
 pub(crate) async fn show(State(state): State<AppState>, JsonBody(body): JsonBody<ShowRequest>) -> ApiResult {
-    let own = state.model_name();
-    if body.model != own && body.model.strip_suffix(":latest") != Some(&own) {
-        return Err(ApiError::not_found("there is no model of that name"));
-    }
-    let model = state.model()?;
+    let entry = state.pool().named(&body.model);
+    let entry = entry.ok_or_else(|| ApiError::not_found("there is no model of that name"))?;
+    let served = state.select(Some(entry.name())).await?;
+    let model = served.model();
     let arch = &model.spec.arch;
     let mut capabilities = vec!["completion"];
     if model.template.is_some() {
         capabilities.push("tools");
     }
-    let described = describe(&state)?;
+    let described = describe(&state, &entry);
     Ok(Json(json!({
         "modelfile": "",
         "parameters": "",
-        "template": "",
+        "template": model.template.as_ref().map_or_else(String::new, ChatTemplate::source),
         "details": described["details"],
         "model_info": {
             "general.architecture": arch,
@@ -322,22 +384,26 @@ pub(crate) async fn show(State(state): State<AppState>, JsonBody(body): JsonBody
     .into_response())
 }
 
-fn describe(state: &AppState) -> ApiResult<Value> {
-    let model = state.model()?;
-    let name = state.model_name();
-    Ok(json!({
+/// A model; what is known of it only while it is in memory is empty else.
+fn describe(state: &AppState, entry: &Entry) -> Value {
+    let engine = entry.handle();
+    let model = engine.as_ref().map(|engine| engine.model());
+    let family = model.map_or("", |model| model.spec.arch.as_str());
+    let name = entry.name();
+    json!({
         "name": name,
         "model": name,
         "modified_at": ids::rfc3339(state.created()),
-        "size": model.info.bytes,
-        "digest": format!("{:064x}", model.info.fingerprint),
+        "size": model.map_or(entry.bytes(), |model| model.info.bytes),
+        "digest": model.map_or_else(String::new, |model| format!("{:064x}", model.info.fingerprint)),
         "details": {
             "parent_model": "",
             "format": "gguf",
-            "family": model.spec.arch,
-            "families": [model.spec.arch],
-            "parameter_size": format!("{:.1}M", model.info.parameters as f64 / 1e6),
-            "quantization_level": model.info.formats.first().copied().unwrap_or("unknown"),
+            "family": family,
+            "families": [family],
+            "parameter_size":
+                model.map_or_else(String::new, |model| format!("{:.1}M", model.info.parameters as f64 / 1e6)),
+            "quantization_level": model.and_then(|model| model.info.formats.first().copied()).unwrap_or_default(),
         },
-    }))
+    })
 }

@@ -1,14 +1,17 @@
 //! Parameters of a generation, with the names of llama.cpp's and OpenAI's APIs.
 
 use millpond::engine::Request;
-use millpond::sample::{SamplerOrder, SamplingParams};
+use millpond::sample::{SamplerOrder, SamplingParams, StopMatcher};
 use millpond::text::Tokenizer;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::config::ServerConfig;
 use super::error::{ApiError, ApiResult};
+use super::integer;
 
+/// Largest temperature. Long before it, all tokens are as likely as each other.
+const MAX_TEMPERATURE: f32 = 1e6;
 /// Most biases of a request.
 const MAX_BIASES: usize = 16_384;
 
@@ -36,6 +39,7 @@ impl OneOrMany {
 pub(crate) struct GenerationFields {
     pub(crate) temperature: Option<f64>,
     pub(crate) top_p: Option<f64>,
+    #[serde(default, deserialize_with = "integer::maybe")]
     pub(crate) top_k: Option<i64>,
     pub(crate) min_p: Option<f64>,
     pub(crate) typical_p: Option<f64>,
@@ -44,14 +48,18 @@ pub(crate) struct GenerationFields {
     pub(crate) xtc_threshold: Option<f64>,
     #[serde(alias = "repetition_penalty")]
     pub(crate) repeat_penalty: Option<f64>,
+    #[serde(default, deserialize_with = "integer::maybe")]
     pub(crate) repeat_last_n: Option<i64>,
     pub(crate) presence_penalty: Option<f64>,
     pub(crate) frequency_penalty: Option<f64>,
     pub(crate) dry_multiplier: Option<f64>,
     pub(crate) dry_base: Option<f64>,
+    #[serde(default, deserialize_with = "integer::maybe")]
     pub(crate) dry_allowed_length: Option<u32>,
+    #[serde(default, deserialize_with = "integer::maybe")]
     pub(crate) dry_penalty_last_n: Option<i64>,
     pub(crate) samplers: Option<OneOrMany>,
+    #[serde(default, deserialize_with = "integer::maybe")]
     pub(crate) seed: Option<i64>,
     pub(crate) logit_bias: Option<Value>,
     pub(crate) stop: Option<OneOrMany>,
@@ -72,10 +80,12 @@ impl GenerationFields {
         tokenizer: Option<&Tokenizer>,
         vocab: usize,
     ) -> ApiResult<Request> {
+        let stop = self.stop.clone().map(OneOrMany::into_vec).unwrap_or_default();
+        StopMatcher::new(&stop).map_err(|error| ApiError::field("stop", error.to_string()))?;
         Ok(Request {
             max_tokens: max_tokens.or(config.max_tokens),
             sampling: self.sampling(&config.sampling, tokenizer, vocab)?,
-            stop: self.stop.clone().map(OneOrMany::into_vec).unwrap_or_default(),
+            stop,
             ignore_eos: self.ignore_eos.unwrap_or(false),
             cache_prompt: self.cache_prompt.unwrap_or(true),
             ..Request::new(prompt)
@@ -120,6 +130,9 @@ impl GenerationFields {
             },
             samplers: self.samplers(&base.samplers)?,
         };
+        if params.temperature.abs() > MAX_TEMPERATURE {
+            return Err(ApiError::field("temperature", format!("temperature exceeds {MAX_TEMPERATURE}")));
+        }
         params.validate(vocab).map_err(|error| ApiError::invalid(error.to_string()))?;
         Ok(params)
     }

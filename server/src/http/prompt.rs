@@ -3,7 +3,8 @@
 use serde::Deserialize;
 
 use super::error::{ApiError, ApiResult};
-use super::state::AppState;
+use super::integer;
+use super::state::Served;
 
 /// Most prompts of a request.
 const MAX_PROMPTS: usize = 256;
@@ -23,7 +24,7 @@ pub(crate) enum PromptInput {
 #[serde(untagged)]
 pub(crate) enum PromptItem {
     /// A token id.
-    Id(u32),
+    Id(#[serde(deserialize_with = "integer::one")] u32),
     /// A text.
     Text(String),
     /// A prompt of several parts.
@@ -35,7 +36,7 @@ pub(crate) enum PromptItem {
 #[serde(untagged)]
 pub(crate) enum PromptPart {
     /// A token id.
-    Id(u32),
+    Id(#[serde(deserialize_with = "integer::one")] u32),
     /// A text.
     Text(String),
 }
@@ -45,7 +46,7 @@ impl PromptInput {
     ///
     /// # Errors
     /// None or too many prompts, or an empty one.
-    pub(crate) fn tokens(self, state: &AppState) -> ApiResult<Vec<Vec<u32>>> {
+    pub(crate) fn tokens(self, served: &Served) -> ApiResult<Vec<Vec<u32>>> {
         let prompts: Vec<Vec<PromptPart>> = match self {
             PromptInput::Text(text) => vec![vec![PromptPart::Text(text)]],
             PromptInput::List(items) => prompts_of(items),
@@ -53,7 +54,7 @@ impl PromptInput {
         if prompts.is_empty() || prompts.len() > MAX_PROMPTS {
             return Err(ApiError::field("prompt", format!("expected 1 to {MAX_PROMPTS} prompts")));
         }
-        prompts.iter().map(|parts| encode(state, parts)).collect()
+        prompts.iter().map(|parts| encode(served, parts)).collect()
     }
 }
 
@@ -75,13 +76,13 @@ fn prompts_of(items: Vec<PromptItem>) -> Vec<Vec<PromptPart>> {
     prompts.collect()
 }
 
-fn encode(state: &AppState, parts: &[PromptPart]) -> ApiResult<Vec<u32>> {
+fn encode(served: &Served, parts: &[PromptPart]) -> ApiResult<Vec<u32>> {
     let mut ids = Vec::new();
     for (index, part) in parts.iter().enumerate() {
         match part {
             PromptPart::Id(id) => ids.push(*id),
             PromptPart::Text(text) => {
-                let tokenizer = state.tokenizer()?;
+                let tokenizer = served.tokenizer()?;
                 if index == 0 && tokenizer.add_bos() {
                     ids.extend(tokenizer.special().bos);
                 }

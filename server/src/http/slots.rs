@@ -24,9 +24,10 @@ pub(crate) enum Action {
 }
 
 /// The query of a request.
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub(crate) struct SlotQuery {
     action: Action,
+    model: Option<String>,
 }
 
 /// The body of a request; erasing needs none of it.
@@ -47,7 +48,8 @@ pub(crate) async fn act(
     if !state.config().slots {
         return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, "slots are switched off"));
     }
-    let value = state.prepare(move |state| run(state.engine()?, slot, query.action, &body)).await?;
+    let served = state.select(query.model.as_deref()).await?;
+    let value = served.prepare(move |served| run(served.engine(), slot, query.action, &body)).await?;
     Ok(Json(value).into_response())
 }
 

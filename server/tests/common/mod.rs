@@ -34,11 +34,7 @@ pub(crate) fn model() -> Arc<Model> {
 
 /// Answers are greedy unless a request says otherwise.
 pub(crate) fn config() -> ServerConfig {
-    ServerConfig {
-        alias: Some("pond".to_owned()),
-        sampling: SamplingParams::greedy(),
-        ..ServerConfig::default()
-    }
+    ServerConfig { name: "pond".to_owned(), sampling: SamplingParams::greedy(), ..ServerConfig::default() }
 }
 
 impl Server {
@@ -59,16 +55,17 @@ impl Server {
         Server::on(AppState::new(config()))
     }
 
-    fn on(state: AppState) -> Server {
+    pub(crate) fn on(state: AppState) -> Server {
         let (stop, stopped) = watch::channel(false);
         let (ready, address) = mpsc::channel();
         let thread = std::thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async move {
+                tokio::spawn(state.clone().sweep());
                 let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
                 ready.send(listener.local_addr().unwrap()).unwrap();
-                listen::serve(Listener::Tcp(listener), http::app(state.clone()), state, stopped).await;
+                listen::serve(Listener::Tcp(listener), None, http::app(state.clone()), state, stopped).await;
             });
             runtime.shutdown_background();
         });

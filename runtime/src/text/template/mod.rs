@@ -161,6 +161,13 @@ impl ChatTemplate {
         Ok(template)
     }
 
+    /// The template as it was compiled.
+    pub fn source(&self) -> String {
+        self.environment
+            .get_template("chat")
+            .map_or_else(|_| String::new(), |template| template.source().to_owned())
+    }
+
     /// The model's own template if it has one; otherwise [`CHATML`] if its vocabulary has the turn markers of that
     /// format; `None` for a model without any notion of turns.
     ///

@@ -12,15 +12,39 @@ pub struct ServeArgs {
     /// GGUF file or Hugging Face folder, in place of -m
     #[arg(value_name = "MODEL", conflicts_with = "model")]
     pub path: Option<PathBuf>,
-    /// Address to listen at, or the path of a socket that ends in .sock
+    /// Address to listen at, or a Unix socket: unix:PATH, or a path that ends in .sock
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     pub host: String,
     /// Port to listen at; 0 for any that is free [default: 8137]
     #[arg(long, value_name = "N")]
     pub port: Option<u16>,
-    /// Name under which the model goes
-    #[arg(short, long, value_name = "NAME")]
-    pub alias: Option<String>,
+    /// Names under which the model goes, the one it is shown by first
+    #[arg(short, long, value_name = "NAME", value_delimiter = ',')]
+    pub alias: Vec<String>,
+    /// Folder of models that requests may name; each is loaded when it is asked for
+    #[arg(long, value_name = "PATH")]
+    pub models_dir: Option<PathBuf>,
+    /// Most models in memory at once; 0 for no limit
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub models_max: usize,
+    /// Bytes that the files of the models in memory may have together, in MiB [default: half of the machine's memory]
+    #[arg(long, value_name = "MIB")]
+    pub models_memory: Option<u64>,
+    /// Seconds without a request after which a model is unloaded, to be loaded again when it is asked for; -1 for never
+    #[arg(
+        long,
+        visible_alias = "sleep-idle-seconds",
+        value_name = "N",
+        default_value_t = -1,
+        allow_negative_numbers = true
+    )]
+    pub idle_unload: i64,
+    /// Key of the certificate, in PEM; with it, the server speaks TLS (in builds with the feature `tls`)
+    #[arg(long, value_name = "PATH", requires = "ssl_cert_file")]
+    pub ssl_key_file: Option<PathBuf>,
+    /// Certificate, in PEM, followed by those it is vouched for by
+    #[arg(long, value_name = "PATH", requires = "ssl_key_file")]
+    pub ssl_cert_file: Option<PathBuf>,
     /// Key that requests must show; may be given several times
     #[arg(long, value_name = "KEY", value_delimiter = ',', hide_env_values = true)]
     pub api_key: Vec<String>,

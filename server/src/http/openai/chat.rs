@@ -14,26 +14,32 @@ use crate::http::constraint::ConstraintFields;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::events::Events;
 use crate::http::ids;
+use crate::http::integer;
 use crate::http::logprobs;
 use crate::http::params::{GenerationFields, answer_count, token_count};
 use crate::http::sse::{self, Framing, Gone, Sender};
-use crate::http::state::AppState;
+use crate::http::state::{AppState, Served};
 use crate::http::usage::Totals;
 
 /// The body of a request.
 #[derive(Debug, Deserialize)]
 pub(crate) struct ChatRequest {
+    model: Option<String>,
     messages: Vec<Value>,
     #[serde(flatten)]
     generation: GenerationFields,
     #[serde(flatten)]
     constraint: ConstraintFields,
+    #[serde(default, deserialize_with = "integer::maybe")]
     max_tokens: Option<i64>,
+    #[serde(default, deserialize_with = "integer::maybe")]
     max_completion_tokens: Option<i64>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
+    #[serde(default, deserialize_with = "integer::maybe")]
     n: Option<u32>,
     logprobs: Option<bool>,
+    #[serde(default, deserialize_with = "integer::maybe")]
     top_logprobs: Option<u32>,
     tools: Option<Vec<Value>>,
     tool_choice: Option<ToolChoice>,
@@ -43,6 +49,7 @@ pub(crate) struct ChatRequest {
     chat_template_kwargs: Option<Map<String, Value>>,
     return_progress: Option<bool>,
     session: Option<String>,
+    #[serde(default, deserialize_with = "integer::maybe")]
     id_slot: Option<i64>,
 }
 
@@ -71,11 +78,12 @@ pub(crate) async fn create(
     JsonBody(body): JsonBody<ChatRequest>,
 ) -> ApiResult {
     let stream = body.stream.unwrap_or(false);
-    let (events, shape) = state.prepare(move |state| begin(state, body)).await?;
+    let served = state.select(body.model.as_deref()).await?;
+    let (events, shape) = served.prepare(move |served| begin(served, body)).await?;
     if stream {
-        return Ok(sse::respond(Framing::Sse, |sender| write(sender, state, events, shape)));
+        return Ok(sse::respond(Framing::Sse, |sender| write(sender, served, events, shape)));
     }
-    collect(&state, events, &shape).await
+    collect(&served, events, &shape).await
 }
 
 /// The prompt of the conversation, without answering it.
@@ -83,7 +91,8 @@ pub(crate) async fn apply_template(
     State(state): State<AppState>,
     JsonBody(body): JsonBody<ChatRequest>,
 ) -> ApiResult {
-    let prompt = state.prepare(move |state| conversation(&body)?.render(state)).await?;
+    let served = state.select(body.model.as_deref()).await?;
+    let prompt = served.prepare(move |served| conversation(&body)?.render(served)).await?;
     Ok(Json(json!({ "prompt": prompt })).into_response())
 }
 
@@ -92,14 +101,15 @@ pub(crate) async fn input_tokens(
     State(state): State<AppState>,
     JsonBody(body): JsonBody<ChatRequest>,
 ) -> ApiResult {
-    let prompt = state.prepare(move |state| conversation(&body)?.prompt(state)).await?;
+    let served = state.select(body.model.as_deref()).await?;
+    let prompt = served.prepare(move |served| conversation(&body)?.prompt(served)).await?;
     Ok(Json(json!({ "object": "response.input_tokens", "input_tokens": prompt.ids.len() })).into_response())
 }
 
 fn conversation(body: &ChatRequest) -> ApiResult<Conversation> {
     let tools = body.tools.clone().unwrap_or_default();
     let choice = body.tool_choice.clone().unwrap_or_default();
-    Conversation {
+    let conversation = Conversation {
         continues: body.messages.last().is_some_and(|message| {
             message["role"] == "assistant" && message.get("tool_calls").is_none_or(Value::is_null)
         }),
@@ -109,21 +119,22 @@ fn conversation(body: &ChatRequest) -> ApiResult<Conversation> {
         options: body.chat_template_kwargs.clone().unwrap_or_default(),
         // One order of precedence: the request's own switch, its effort, the template's variables, the server's flag.
         thinking: body.enable_thinking.or_else(|| chat_input::thinks(body.reasoning_effort.as_deref())),
-    }
-    .check()
+    };
+    let mut conversation = conversation.check()?;
+    conversation.constrain(body.constraint.source()?)?;
+    Ok(conversation)
 }
 
-fn begin(state: &AppState, body: ChatRequest) -> ApiResult<(Events, Shape)> {
-    let mut conversation = conversation(&body)?;
-    conversation.constrain(body.constraint.source()?)?;
+fn begin(served: &Served, body: ChatRequest) -> ApiResult<(Events, Shape)> {
+    let conversation = conversation(&body)?;
     let constraint = conversation.constraint.clone();
-    let prompt = conversation.prompt(state)?;
-    let model = state.model()?;
+    let prompt = conversation.prompt(served)?;
+    let model = served.model();
     let limit = body.max_completion_tokens.or(body.max_tokens);
     let limit = token_count("max_tokens", limit)?;
     let tokenizer = model.tokenizer.as_deref();
     let mut request =
-        body.generation.request(prompt.ids.clone(), limit, state.config(), tokenizer, model.spec.vocab)?;
+        body.generation.request(prompt.ids.clone(), limit, served.config(), tokenizer, model.spec.vocab)?;
     request.message_boundaries.clone_from(&prompt.boundaries);
     let logprobs = body.logprobs.unwrap_or(false);
     if logprobs {
@@ -136,14 +147,14 @@ fn begin(state: &AppState, body: ChatRequest) -> ApiResult<(Events, Shape)> {
     let shape = Shape {
         id: ids::unique("chatcmpl-"),
         created: ids::now(),
-        model: state.model_name(),
+        model: served.name(),
         prompt,
         split: body.reasoning_format.as_deref() != Some("none"),
         usage: body.stream_options.unwrap_or_default().include_usage,
         progress: body.return_progress.unwrap_or(false),
         logprobs,
     };
-    Ok((state.submit(vec![request], answer_count(body.n)?)?, shape))
+    Ok((served.submit(vec![request], answer_count(body.n)?)?, shape))
 }
 
 /// The name under which a request's state is kept: that of a session, or of a slot as llama.cpp counts them.
@@ -165,10 +176,10 @@ struct Choice {
     reason: Option<FinishReason>,
 }
 
-async fn collect(state: &AppState, mut events: Events, shape: &Shape) -> ApiResult {
+async fn collect(served: &Served, mut events: Events, shape: &Shape) -> ApiResult {
     let mut choices: Vec<Choice> = Vec::new();
     let mut totals = Totals::default();
-    let tokenizer = state.model()?.tokenizer.as_deref();
+    let tokenizer = served.model().tokenizer.as_deref();
     while let Some((index, event)) = events.next().await {
         while choices.len() <= index {
             choices.push(Choice {
@@ -258,10 +269,10 @@ impl Shape {
     }
 }
 
-async fn write(sender: Sender, state: AppState, mut events: Events, shape: Shape) -> Result<(), Gone> {
+async fn write(sender: Sender, served: Served, mut events: Events, shape: Shape) -> Result<(), Gone> {
     let mut readers: Vec<AnswerReader> = Vec::new();
     let mut totals = Totals::default();
-    let tokenizer = state.model().ok().and_then(|model| model.tokenizer.clone());
+    let tokenizer = served.model().tokenizer.as_deref();
     while let Some((index, event)) = sender.next(&mut events).await? {
         while readers.len() <= index {
             let role = json!({ "role": "assistant", "content": "" });
@@ -273,7 +284,7 @@ async fn write(sender: Sender, state: AppState, mut events: Events, shape: Shape
             Event::Token { text, logprob, .. } => {
                 let logprobs = logprob.map_or(
                     Value::Null,
-                    |found| json!({ "content": [logprobs::chat_entry(tokenizer.as_deref(), &found, true)] }),
+                    |found| json!({ "content": [logprobs::chat_entry(tokenizer, &found, true)] }),
                 );
                 let pieces = reader.push(&text);
                 write_pieces(&sender, &shape, index, pieces, logprobs).await?;

@@ -17,11 +17,12 @@ use crate::http::constraint::ConstraintFields;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::events::Events;
 use crate::http::ids;
+use crate::http::integer;
 use crate::http::logprobs::CompletionLogprobs;
 use crate::http::params::{GenerationFields, answer_count, token_count};
 use crate::http::prompt::PromptInput;
 use crate::http::sse::{self, Framing, Gone, Sender};
-use crate::http::state::AppState;
+use crate::http::state::{AppState, Served};
 use crate::http::usage::Totals;
 
 /// Tokens generated where a request does not say, as OpenAI's API has it.
@@ -32,14 +33,17 @@ const MAX_LOGPROBS: u32 = 64;
 /// The body of a request.
 #[derive(Debug, Deserialize)]
 pub(crate) struct CompletionRequest {
+    model: Option<String>,
     prompt: PromptInput,
     #[serde(flatten)]
     generation: GenerationFields,
     #[serde(flatten)]
     constraint: ConstraintFields,
+    #[serde(default, deserialize_with = "integer::maybe")]
     max_tokens: Option<i64>,
     stream: Option<bool>,
     stream_options: Option<StreamOptions>,
+    #[serde(default, deserialize_with = "integer::maybe")]
     n: Option<u32>,
     logprobs: Option<Logprobs>,
     echo: Option<bool>,
@@ -50,7 +54,7 @@ pub(crate) struct CompletionRequest {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(untagged)]
 enum Logprobs {
-    Count(u32),
+    Count(#[serde(deserialize_with = "integer::one")] u32),
     Wanted(bool),
 }
 
@@ -73,8 +77,9 @@ pub(crate) async fn create(
     JsonBody(body): JsonBody<CompletionRequest>,
 ) -> ApiResult {
     let stream = body.stream.unwrap_or(false);
-    let (events, shape) = state.prepare(move |state| begin(state, body)).await?;
-    let tokenizer = state.model()?.tokenizer.clone();
+    let served = state.select(body.model.as_deref()).await?;
+    let (events, shape) = served.prepare(move |served| begin(served, body)).await?;
+    let tokenizer = served.model().tokenizer.clone();
     let texts = shape.echo.iter().map(|_| Text::default()).collect();
     let writer = Writer { shape, tokenizer, texts };
     if stream {
@@ -83,13 +88,13 @@ pub(crate) async fn create(
     writer.collect(events).await
 }
 
-fn begin(state: &AppState, body: CompletionRequest) -> ApiResult<(Events, Shape)> {
+fn begin(served: &Served, body: CompletionRequest) -> ApiResult<(Events, Shape)> {
     if body.suffix.as_deref().is_some_and(|suffix| !suffix.is_empty()) {
         return Err(ApiError::field("suffix", "suffix is not supported"));
     }
     let limit = token_count("max_tokens", body.max_tokens)?.unwrap_or(DEFAULT_TOKENS);
-    let model = state.model()?;
-    let prompts = body.prompt.tokens(state)?;
+    let model = served.model();
+    let prompts = body.prompt.tokens(served)?;
     let each = answer_count(body.n)?;
     let echo = body.echo.unwrap_or(false);
     let logprobs = match body.logprobs {
@@ -109,7 +114,7 @@ fn begin(state: &AppState, body: CompletionRequest) -> ApiResult<(Events, Shape)
         let mut request = body.generation.request(
             prompt.clone(),
             Some(limit),
-            state.config(),
+            served.config(),
             tokenizer,
             model.spec.vocab,
         )?;
@@ -122,13 +127,13 @@ fn begin(state: &AppState, body: CompletionRequest) -> ApiResult<(Events, Shape)
     let shape = Shape {
         id: ids::unique("cmpl-"),
         created: ids::now(),
-        model: state.model_name(),
+        model: served.name(),
         echo: echoes,
         each,
         logprobs: logprobs.is_some(),
         usage: body.stream_options.unwrap_or_default().include_usage,
     };
-    Ok((state.submit(requests, each)?, shape))
+    Ok((served.submit(requests, each)?, shape))
 }
 
 /// One answer while it comes.

@@ -11,17 +11,20 @@ use crate::http::base64;
 use crate::http::body::JsonBody;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::events::Events;
+use crate::http::integer;
 use crate::http::prompt::PromptInput;
-use crate::http::state::AppState;
+use crate::http::state::{AppState, Served};
 use crate::http::usage::Totals;
 
 /// The body of a request.
 #[derive(Debug, Deserialize)]
 pub(crate) struct EmbeddingRequest {
+    model: Option<String>,
     #[serde(alias = "content")]
     input: PromptInput,
     encoding_format: Option<Encoding>,
     pooling: Option<PoolingName>,
+    #[serde(default, deserialize_with = "integer::maybe")]
     dimensions: Option<usize>,
 }
 
@@ -47,7 +50,8 @@ pub(crate) async fn create(
     JsonBody(body): JsonBody<EmbeddingRequest>,
 ) -> ApiResult {
     let encoding = body.encoding_format.unwrap_or(Encoding::Float);
-    let (mut events, count) = state.prepare(move |state| begin(state, body)).await?;
+    let served = state.select(body.model.as_deref()).await?;
+    let (mut events, count) = served.prepare(move |served| begin(served, body)).await?;
     let mut vectors = vec![Vec::new(); count];
     let mut totals = Totals::default();
     while let Some((index, event)) = events.next().await {
@@ -66,14 +70,14 @@ pub(crate) async fn create(
     Ok(Json(json!({
         "object": "list",
         "data": data,
-        "model": state.model_name(),
+        "model": served.name(),
         "usage": { "prompt_tokens": totals.prompt, "total_tokens": totals.prompt },
     }))
     .into_response())
 }
 
-fn begin(state: &AppState, body: EmbeddingRequest) -> ApiResult<(Events, usize)> {
-    let hidden = state.model()?.spec.hidden;
+fn begin(served: &Served, body: EmbeddingRequest) -> ApiResult<(Events, usize)> {
+    let hidden = served.model().spec.hidden;
     if body.dimensions.is_some_and(|dimensions| dimensions != hidden) {
         return Err(ApiError::field("dimensions", format!("the model's vectors have {hidden} dimensions")));
     }
@@ -82,9 +86,9 @@ fn begin(state: &AppState, body: EmbeddingRequest) -> ApiResult<(Events, usize)>
         PoolingName::Last => Pooling::Last,
     };
     let request = |prompt| Request { embeddings: Some(pooling), cache_prompt: false, ..Request::new(prompt) };
-    let requests: Vec<Request> = body.input.tokens(state)?.into_iter().map(request).collect();
+    let requests: Vec<Request> = body.input.tokens(served)?.into_iter().map(request).collect();
     let count = requests.len();
-    Ok((state.submit(requests, 1)?, count))
+    Ok((served.submit(requests, 1)?, count))
 }
 
 fn normalized(mut vector: Vec<f32>) -> Vec<f32> {

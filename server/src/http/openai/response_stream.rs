@@ -1,12 +1,12 @@
 //! The events of a response as it comes.
 
-use millpond::engine::{Event, FinishReason};
+use millpond::engine::FinishReason;
 use serde_json::{Value, json};
 
 use super::responses::{Shape, call_item, finished, message_item, reasoning_item, text_part};
-use crate::http::answer::{AnswerReader, Call, Piece};
+use crate::http::answer::Call;
+use crate::http::assemble::AnswerWriter;
 use crate::http::error::ApiError;
-use crate::http::events::Events;
 use crate::http::ids;
 use crate::http::sse::{Gone, Sender};
 use crate::http::usage::Totals;
@@ -40,35 +40,6 @@ impl Writer {
         self.sender.event(kind, &value).await
     }
 
-    pub(super) async fn write(mut self, mut events: Events) -> Result<(), Gone> {
-        let mut reader = AnswerReader::new(&self.shape.prompt, true);
-        let frame = self.shape.frame.clone();
-        self.event("response.created", json!({ "response": frame })).await?;
-        self.event("response.in_progress", json!({ "response": frame })).await?;
-        while let Some((_, event)) = self.sender.next(&mut events).await? {
-            match event {
-                Event::Token { text, .. } => self.pieces(reader.push(&text)).await?,
-                Event::Done { reason, text, usage } => {
-                    let mut pieces = reader.push(&text);
-                    pieces.extend(reader.finish());
-                    self.pieces(pieces).await?;
-                    let mut totals = Totals::default();
-                    totals.add(&usage, false);
-                    self.finish(&reason, &totals).await?;
-                }
-                Event::Error(error) => {
-                    let mut frame = self.shape.frame.clone();
-                    frame["status"] = "failed".into();
-                    let message = ApiError::from(error).openai()["error"]["message"].clone();
-                    frame["error"] = json!({ "code": "server_error", "message": message });
-                    return self.event("response.failed", json!({ "response": frame })).await;
-                }
-                Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
-            }
-        }
-        Ok(())
-    }
-
     async fn finish(&mut self, reason: &FinishReason, totals: &Totals) -> Result<(), Gone> {
         if self.output.is_empty() && self.open == Open::Nothing {
             self.begin_message().await?;
@@ -78,50 +49,6 @@ impl Writer {
         let response = finished(self.shape.frame.clone(), output, reason, totals);
         let kind = if *reason == FinishReason::Length { "response.incomplete" } else { "response.completed" };
         self.event(kind, json!({ "response": response })).await
-    }
-
-    async fn pieces(&mut self, pieces: Vec<Piece>) -> Result<(), Gone> {
-        for piece in pieces {
-            match piece {
-                Piece::Reasoning(text) => self.reasoning(&text).await?,
-                Piece::Text(text) => self.text(&text).await?,
-                Piece::Call(call) => self.call(&call).await?,
-            }
-        }
-        Ok(())
-    }
-
-    async fn reasoning(&mut self, more: &str) -> Result<(), Gone> {
-        if !matches!(self.open, Open::Reasoning { .. }) {
-            self.close().await?;
-            let id = ids::unique("rs_");
-            let item = json!({ "type": "reasoning", "id": id, "summary": [], "content": [] });
-            self.added(item).await?;
-            self.open = Open::Reasoning { id, text: String::new() };
-        }
-        if let Open::Reasoning { id, text } = &mut self.open {
-            text.push_str(more);
-            let place = json!({
-                "item_id": id, "output_index": self.output.len(), "content_index": 0, "delta": more,
-            });
-            self.event("response.reasoning_text.delta", place).await?;
-        }
-        Ok(())
-    }
-
-    async fn text(&mut self, more: &str) -> Result<(), Gone> {
-        if !matches!(self.open, Open::Message { .. }) {
-            self.close().await?;
-            self.begin_message().await?;
-        }
-        if let Open::Message { id, text } = &mut self.open {
-            text.push_str(more);
-            let place = json!({
-                "item_id": id, "output_index": self.output.len(), "content_index": 0, "delta": more, "logprobs": [],
-            });
-            self.event("response.output_text.delta", place).await?;
-        }
-        Ok(())
     }
 
     async fn begin_message(&mut self) -> Result<(), Gone> {
@@ -170,6 +97,51 @@ impl Writer {
             }
         }
     }
+}
+
+impl AnswerWriter for Writer {
+    fn sender(&self) -> &Sender {
+        &self.sender
+    }
+
+    async fn begin(&mut self) -> Result<(), Gone> {
+        let frame = self.shape.frame.clone();
+        self.event("response.created", json!({ "response": frame })).await?;
+        self.event("response.in_progress", json!({ "response": frame })).await
+    }
+
+    async fn reasoning(&mut self, more: &str) -> Result<(), Gone> {
+        if !matches!(self.open, Open::Reasoning { .. }) {
+            self.close().await?;
+            let id = ids::unique("rs_");
+            let item = json!({ "type": "reasoning", "id": id, "summary": [], "content": [] });
+            self.added(item).await?;
+            self.open = Open::Reasoning { id, text: String::new() };
+        }
+        if let Open::Reasoning { id, text } = &mut self.open {
+            text.push_str(more);
+            let place = json!({
+                "item_id": id, "output_index": self.output.len(), "content_index": 0, "delta": more,
+            });
+            self.event("response.reasoning_text.delta", place).await?;
+        }
+        Ok(())
+    }
+
+    async fn text(&mut self, more: &str) -> Result<(), Gone> {
+        if !matches!(self.open, Open::Message { .. }) {
+            self.close().await?;
+            self.begin_message().await?;
+        }
+        if let Open::Message { id, text } = &mut self.open {
+            text.push_str(more);
+            let place = json!({
+                "item_id": id, "output_index": self.output.len(), "content_index": 0, "delta": more, "logprobs": [],
+            });
+            self.event("response.output_text.delta", place).await?;
+        }
+        Ok(())
+    }
 
     async fn call(&mut self, call: &Call) -> Result<(), Gone> {
         self.close().await?;
@@ -185,5 +157,16 @@ impl Writer {
             json!({ "item_id": id, "output_index": output, "name": call.name, "arguments": arguments });
         self.event("response.function_call_arguments.done", done).await?;
         self.done(call_item(&id, call, "completed")).await
+    }
+
+    async fn end(&mut self, reason: &FinishReason, _calls: usize, totals: &Totals) -> Result<(), Gone> {
+        self.finish(reason, totals).await
+    }
+
+    async fn failed(&mut self, error: &ApiError) -> Result<(), Gone> {
+        let mut frame = self.shape.frame.clone();
+        frame["status"] = "failed".into();
+        frame["error"] = json!({ "code": "server_error", "message": error.openai()["error"]["message"] });
+        self.event("response.failed", json!({ "response": frame })).await
     }
 }

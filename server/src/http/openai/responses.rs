@@ -3,29 +3,33 @@
 use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;
-use millpond::engine::{Event, FinishReason, Request};
+use millpond::engine::{FinishReason, Request};
 use millpond::sample::grammar::GrammarSource;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::response_stream::Writer;
-use crate::http::answer::{Answer, AnswerReader, Call};
+use crate::http::answer::{AnswerReader, Call};
+use crate::http::assemble::{self, Whole};
 use crate::http::body::JsonBody;
 use crate::http::chat_input::{self, ChatPrompt, Conversation, ToolChoice, message};
 use crate::http::constraint::ConstraintFields;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::events::Events;
 use crate::http::ids;
+use crate::http::integer;
 use crate::http::params::{GenerationFields, token_count};
 use crate::http::sse::{self, Framing};
-use crate::http::state::AppState;
+use crate::http::state::{AppState, Served};
 use crate::http::usage::Totals;
 
 /// The body of a request.
 #[derive(Debug, Deserialize)]
 pub(crate) struct ResponsesRequest {
+    model: Option<String>,
     input: Value,
     instructions: Option<String>,
+    #[serde(default, deserialize_with = "integer::maybe")]
     max_output_tokens: Option<i64>,
     temperature: Option<f64>,
     top_p: Option<f64>,
@@ -62,14 +66,18 @@ pub(crate) async fn create(
     JsonBody(body): JsonBody<ResponsesRequest>,
 ) -> ApiResult {
     let stream = body.stream.unwrap_or(false);
-    let (events, shape) = state.prepare(move |state| begin(state, body)).await?;
+    let served = state.select(body.model.as_deref()).await?;
+    let (events, shape) = served.prepare(move |served| begin(served, body)).await?;
     if stream {
-        return Ok(sse::respond(Framing::Sse, |sender| Writer::new(sender, shape).write(events)));
+        let reader = AnswerReader::new(&shape.prompt, true);
+        return Ok(sse::respond(Framing::Sse, |sender| {
+            assemble::write(Writer::new(sender, shape), reader, events)
+        }));
     }
     collect(events, shape).await
 }
 
-fn begin(state: &AppState, body: ResponsesRequest) -> ApiResult<(Events, Shape)> {
+fn begin(served: &Served, body: ResponsesRequest) -> ApiResult<(Events, Shape)> {
     if body.previous_response_id.is_some() || body.conversation.as_ref().is_some_and(|value| !value.is_null())
     {
         return Err(ApiError::field(
@@ -80,18 +88,18 @@ fn begin(state: &AppState, body: ResponsesRequest) -> ApiResult<(Events, Shape)>
     let mut conversation = conversation(&body)?;
     conversation.constrain(constraint(&body)?)?;
     let constraint = conversation.constraint.clone();
-    let prompt = conversation.prompt(state)?;
+    let prompt = conversation.prompt(served)?;
     let limit = token_count("max_output_tokens", body.max_output_tokens)?;
     let fields =
         GenerationFields { temperature: body.temperature, top_p: body.top_p, ..GenerationFields::default() };
-    let model = state.model()?;
+    let model = served.model();
     let tokenizer = model.tokenizer.as_deref();
     let mut request =
-        fields.request(prompt.ids.clone(), limit, state.config(), tokenizer, model.spec.vocab)?;
+        fields.request(prompt.ids.clone(), limit, served.config(), tokenizer, model.spec.vocab)?;
     request.message_boundaries.clone_from(&prompt.boundaries);
     request.grammar = constraint;
-    let frame = frame(state, &body, &request);
-    Ok((state.submit(vec![request], 1)?, Shape { prompt, frame }))
+    let frame = frame(served, &body, &request);
+    Ok((served.submit(vec![request], 1)?, Shape { prompt, frame }))
 }
 
 fn constraint(body: &ResponsesRequest) -> ApiResult<Option<GrammarSource>> {
@@ -102,7 +110,7 @@ fn constraint(body: &ResponsesRequest) -> ApiResult<Option<GrammarSource>> {
     fields.source()
 }
 
-fn frame(state: &AppState, body: &ResponsesRequest, request: &Request) -> Value {
+fn frame(served: &Served, body: &ResponsesRequest, request: &Request) -> Value {
     json!({
         "id": ids::unique("resp_"),
         "object": "response",
@@ -112,7 +120,7 @@ fn frame(state: &AppState, body: &ResponsesRequest, request: &Request) -> Value 
         "incomplete_details": null,
         "instructions": body.instructions,
         "max_output_tokens": body.max_output_tokens,
-        "model": state.model_name(),
+        "model": served.name(),
         "output": [],
         "parallel_tool_calls": true,
         "previous_response_id": null,
@@ -201,24 +209,9 @@ fn convert(index: usize, item: &Value, messages: &mut Vec<Value>) -> ApiResult<(
     Ok(())
 }
 
-async fn collect(mut events: Events, shape: Shape) -> ApiResult {
-    let mut reader = AnswerReader::new(&shape.prompt, true);
-    let mut answer = Answer::default();
-    let mut totals = Totals::default();
-    let mut ended = FinishReason::Eos;
-    while let Some((_, event)) = events.next().await {
-        match event {
-            Event::Token { text, .. } => answer.add(reader.push(&text)),
-            Event::Done { reason, text, usage } => {
-                answer.add(reader.push(&text));
-                answer.add(reader.finish());
-                totals.add(&usage, false);
-                ended = reason;
-            }
-            Event::Error(error) => return Err(error.into()),
-            Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
-        }
-    }
+async fn collect(events: Events, shape: Shape) -> ApiResult {
+    let Whole { answer, reason, totals } =
+        assemble::collect(events, AnswerReader::new(&shape.prompt, true)).await?;
     let mut output = Vec::new();
     if !answer.reasoning.is_empty() {
         output.push(reasoning_item(&ids::unique("rs_"), &answer.reasoning));
@@ -227,7 +220,7 @@ async fn collect(mut events: Events, shape: Shape) -> ApiResult {
         output.push(message_item(&ids::unique("msg_"), "completed", &[text_part(&answer.text)]));
     }
     output.extend(answer.calls.iter().map(|call| call_item(&ids::unique("fc_"), call, "completed")));
-    Ok(Json(finished(shape.frame, output, &ended, &totals)).into_response())
+    Ok(Json(finished(shape.frame, output, &reason, &totals)).into_response())
 }
 
 /// The whole response.
