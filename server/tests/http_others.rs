@@ -41,7 +41,7 @@ fn messages_count_stop_and_fail_in_their_own_words() {
     let request = json!({"messages": hello(), "max_tokens": 24, "stop_sequences": ["!"]});
     let answer = server.post("/v1/messages", &request).ok();
     assert_eq!((&answer["stop_reason"], &answer["stop_sequence"]), (&json!("stop_sequence"), &json!("!")));
-    let reply = server.post("/v1/messages", &json!({"messages": hello()}));
+    let reply = server.post("/v1/messages", &json!({"messages": hello(), "max_tokens": -1}));
     assert_eq!(reply.status, 400);
     assert_eq!(reply.json()["type"], "error");
     assert_eq!(reply.json()["error"]["type"], "invalid_request_error");

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use millpond::engine::{Class, SlotPhase, Stats};
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ pub(crate) async fn ready(State(state): State<AppState>) -> ApiResult {
 /// Counters in Prometheus' text format.
 pub(crate) async fn metrics(State(state): State<AppState>) -> ApiResult {
     if !state.config().metrics {
-        return Err(ApiError::not_found("metrics are switched off"));
+        return Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, "metrics are switched off"));
     }
     let models = state.pool().list();
     let loaded = models.iter().filter_map(|entry| Some((entry.name().to_owned(), entry.handle()?.stats())));
@@ -36,7 +36,10 @@ pub(crate) async fn metrics(State(state): State<AppState>) -> ApiResult {
     }
     // Several models are told apart by a label; one needs none.
     let labelled = state.pool().has_folder();
-    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    let kind = [
+        (header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8".to_owned()),
+        (HeaderName::from_static("process-start-time-unix"), state.created().to_string()),
+    ];
     Ok((kind, text(&loaded, labelled, state.requests(), state.uptime())).into_response())
 }
 
@@ -86,8 +89,36 @@ fn text(loaded: &[(String, Stats)], labelled: bool, requests: u64, uptime: f64) 
     };
     COUNTERS.iter().for_each(|figure| add(figure, "_total", "counter"));
     GAUGES.iter().for_each(|figure| add(figure, "", "gauge"));
+    // llama-server's names for the same, for dashboards that know those.
+    for (name, help, kind, value) in LLAMA_CPP {
+        let sum: f64 = loaded.iter().map(|(_, stats)| value(stats)).sum();
+        text.push_str(&format!(
+            "# HELP llamacpp:{name} {help}.\n# TYPE llamacpp:{name} {kind}\nllamacpp:{name} {sum}\n"
+        ));
+    }
     text
 }
+
+/// A figure with its kind.
+type KindFigure = (&'static str, &'static str, &'static str, fn(&Stats) -> f64);
+
+/// Figures that llama-server has too, by its names; over all models.
+const LLAMA_CPP: [KindFigure; 10] = [
+    ("prompt_tokens_total", "Tokens of prompts computed", "counter", |stats| {
+        stats.prompt_tokens.saturating_sub(stats.cached_tokens) as f64
+    }),
+    ("prompt_tokens_cached_total", "Tokens of prompts reused", "counter", |stats| stats.cached_tokens as f64),
+    ("prompt_seconds_total", "Time for prompts", "counter", |stats| stats.prefill_seconds),
+    ("tokens_predicted_total", "Tokens generated", "counter", |stats| stats.generated_tokens as f64),
+    ("tokens_predicted_seconds_total", "Time for generating", "counter", |stats| stats.decode_seconds),
+    ("n_decode_total", "Passes over the weights", "counter", |stats| stats.steps as f64),
+    ("spec_decode_num_draft_tokens_total", "Tokens drafted", "counter", |stats| stats.drafted_tokens as f64),
+    ("spec_decode_num_accepted_tokens_total", "Drafts accepted", "counter", |stats| {
+        stats.accepted_tokens as f64
+    }),
+    ("requests_processing", "Requests that run", "gauge", |stats| stats.slots.len() as f64),
+    ("requests_deferred", "Requests that wait", "gauge", |stats| stats.waiting as f64),
+];
 
 /// A name as the value of a label.
 fn escaped(name: &str) -> String {

@@ -27,9 +27,10 @@ pub(crate) fn json_of(mut schema: Value) -> GrammarSource {
     GrammarSource::JsonSchema(schema)
 }
 
-/// Options for the compiler of schemas: how many blanks may stand between two parts.
+/// Options for the compiler of schemas: what blanks may stand between two parts, as in llama.cpp one space, or one or two
+/// line breaks and an indent.
 fn blanks() -> Value {
-    json!({ "whitespace_pattern": "[\\x20\\x0A\\x0D\\x09]{1,24}" })
+    json!({ "whitespace_pattern": "\\x20|\\x0A{1,2}[\\x20\\x09]{0,20}" })
 }
 
 /// Options for the compiler of schemas: blanks only where models were trained to put them in calls of tools.

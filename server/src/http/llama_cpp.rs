@@ -43,6 +43,7 @@ pub(crate) struct CompletionRequest {
     n_probs: Option<u32>,
     return_tokens: Option<bool>,
     return_progress: Option<bool>,
+    response_fields: Option<Vec<String>>,
     #[serde(default, deserialize_with = "integer::maybe")]
     id_slot: Option<i64>,
     session: Option<String>,
@@ -56,6 +57,19 @@ struct Shape {
     each: usize,
     tokens: bool,
     progress: bool,
+    /// The only fields that are wanted, with slashes between the names of nested ones.
+    fields: Vec<String>,
+}
+
+impl Shape {
+    /// The fields of an answer that are wanted.
+    fn wanted(&self, answer: Value) -> Value {
+        if self.fields.is_empty() {
+            return answer;
+        }
+        let named = self.fields.iter().filter_map(|name| Some((name, answer.pointer(&format!("/{name}"))?)));
+        Value::Object(named.map(|(name, value)| (name.clone(), value.clone())).collect())
+    }
 }
 
 /// One answer while it comes.
@@ -116,6 +130,7 @@ fn begin(served: &Served, body: CompletionRequest) -> ApiResult<(Events, Shape)>
         each,
         tokens: body.return_tokens.unwrap_or(false),
         progress: body.return_progress.unwrap_or(false),
+        fields: body.response_fields.unwrap_or_default(),
     };
     Ok((served.submit(requests, each)?, shape))
 }
@@ -172,12 +187,13 @@ async fn collect(served: &Served, mut events: Events, shape: &Shape, count: usiz
                 let mut totals = Totals::default();
                 totals.add(&usage, false);
                 let mut answer = last(shape, index, &reason, &totals);
+                answer["has_new_line"] = text.text.contains('\n').into();
                 answer["content"] = std::mem::take(&mut text.text).into();
                 answer["tokens"] = if shape.tokens { text.tokens.clone().into() } else { json!([]) };
                 if !text.probabilities.is_empty() {
                     answer["completion_probabilities"] = std::mem::take(&mut text.probabilities).into();
                 }
-                answers[index] = answer;
+                answers[index] = shape.wanted(answer);
             }
             Event::Error(error) => return Err(error.into()),
             Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
@@ -223,10 +239,12 @@ async fn write(
 ) -> Result<(), Gone> {
     let tokenizer = served.model().tokenizer.as_deref();
     let mut generated = vec![0usize; count];
+    let mut broken = vec![false; count];
     while let Some((index, event)) = sender.next(&mut events).await? {
         match event {
             Event::Token { id, text, logprob } => {
                 generated[index] += 1;
+                broken[index] |= text.contains('\n');
                 let mut chunk = json!({ "index": index, "content": text, "tokens": [id], "stop": false, "id_slot": index });
                 chunk["tokens_predicted"] = generated[index].into();
                 if let Some(found) = logprob {
@@ -239,8 +257,9 @@ async fn write(
                 let mut totals = Totals::default();
                 totals.add(&usage, false);
                 let mut chunk = last(&shape, index, &reason, &totals);
+                chunk["has_new_line"] = (broken[index] || text.contains('\n')).into();
                 chunk["content"] = text.into();
-                sender.data(&chunk).await?;
+                sender.data(&shape.wanted(chunk)).await?;
             }
             Event::Error(error) => return sender.data(&ApiError::from(error).openai()).await,
             Event::Prefill { done, total, cached } if shape.progress => {

@@ -17,6 +17,8 @@ pub(crate) enum PromptInput {
     Text(String),
     /// Texts, token ids, or lists of both.
     List(Vec<PromptItem>),
+    /// A text that may come with pictures, which are refused.
+    Object(PromptObject),
 }
 
 /// A prompt, or part of one.
@@ -29,6 +31,15 @@ pub(crate) enum PromptItem {
     Text(String),
     /// A prompt of several parts.
     Parts(Vec<PromptPart>),
+    /// A text as llama.cpp writes it where pictures may come with it.
+    Object(PromptObject),
+}
+
+/// A text that may come with pictures.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PromptObject {
+    prompt_string: String,
 }
 
 /// Part of a prompt.
@@ -50,6 +61,7 @@ impl PromptInput {
         let prompts: Vec<Vec<PromptPart>> = match self {
             PromptInput::Text(text) => vec![vec![PromptPart::Text(text)]],
             PromptInput::List(items) => prompts_of(items),
+            PromptInput::Object(object) => vec![vec![PromptPart::Text(object.prompt_string)]],
         };
         if prompts.is_empty() || prompts.len() > MAX_PROMPTS {
             return Err(ApiError::field("prompt", format!("expected 1 to {MAX_PROMPTS} prompts")));
@@ -65,6 +77,7 @@ fn prompts_of(items: Vec<PromptItem>) -> Vec<Vec<PromptPart>> {
             PromptItem::Id(id) => vec![PromptPart::Id(id)],
             PromptItem::Text(text) => vec![PromptPart::Text(text)],
             PromptItem::Parts(parts) => parts,
+            PromptItem::Object(object) => vec![PromptPart::Text(object.prompt_string)],
         });
         return vec![parts.collect()];
     }
@@ -72,6 +85,7 @@ fn prompts_of(items: Vec<PromptItem>) -> Vec<Vec<PromptPart>> {
         PromptItem::Id(id) => vec![PromptPart::Id(id)],
         PromptItem::Text(text) => vec![PromptPart::Text(text)],
         PromptItem::Parts(parts) => parts,
+        PromptItem::Object(object) => vec![PromptPart::Text(object.prompt_string)],
     });
     prompts.collect()
 }
@@ -104,6 +118,7 @@ mod tests {
         match serde_json::from_str(json).unwrap() {
             PromptInput::Text(_) => vec![1],
             PromptInput::List(items) => prompts_of(items).iter().map(Vec::len).collect(),
+            PromptInput::Object(_) => vec![1],
         }
     }
 
@@ -114,6 +129,12 @@ mod tests {
         assert_eq!(lengths("[\"a\", \"b\"]"), [1, 1]);
         assert_eq!(lengths("[[1, 2], \"a\", [3, \"b\", 4]]"), [2, 1, 3]);
         assert_eq!(lengths("[1, \"a\", 2]"), [3]);
+        assert_eq!(lengths("{\"prompt_string\": \"a\"}"), [1]);
+        assert_eq!(lengths("[{\"prompt_string\": \"a\"}, \"b\"]"), [1, 1]);
+        assert!(
+            serde_json::from_str::<PromptInput>("{\"prompt_string\": \"a\", \"multimodal_data\": []}")
+                .is_err()
+        );
         assert!(serde_json::from_str::<PromptInput>("[-1]").is_err());
         assert!(serde_json::from_str::<PromptInput>("{}").is_err());
     }

@@ -82,7 +82,8 @@ impl Totals {
     pub(crate) fn timings(&self) -> Value {
         let read = self.prompt - self.cached;
         let (prompt_ms, per_prompt, prompt_rate) = rates(read, self.prefill);
-        let (decode_ms, per_token, decode_rate) = rates(self.completion, self.decode);
+        // The first token costs no decode pass: it comes with the prompt's last one.
+        let (decode_ms, per_token, decode_rate) = rates(self.completion.saturating_sub(1), self.decode);
         let mut timings = json!({
             "cache_n": self.cached,
             "prompt_n": read,

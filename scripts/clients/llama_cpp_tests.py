@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""Runs llama.cpp's own server tests (tools/server/tests) against Millpond.
+
+    pip install pytest pytest-timeout aiohttp requests wget openai prometheus-client filelock
+    scripts/clients/llama_cpp_tests.py LLAMA_CPP_TREE --server target/release/millpond --model model.gguf [TEST...]
+
+The tests are written for small transformers that Millpond does not run, so three things are put between: every model they
+name is replaced by the one given; `--ctx-size`, which llama-server shares among its slots, is divided by them; and what their
+models would write (stories of a little girl) is not asked for. Options that Millpond lacks are left out. Tests of what it does
+not have (vision, reranking, LoRA, infill, MCP) are not run.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+FILES = ["basic", "chat_completion", "compat_anthropic", "compat_oai_responses", "completion", "ctx_shift", "embedding",
+         "ignore_eos", "metrics", "security", "slot_save", "sleep", "speculative", "stream", "template", "tokenize",
+         "tool_call", "router"]
+# Options of llama-server that take a value and have no meaning here, or name another model.
+DROPPED = ["--hf-repo", "--hf-file", "--model-url", "--model-draft", "--mmproj-url", "--spec-draft-n-max", "--spec-draft-n-min",
+           "--spec-type", "--reasoning-format", "--chat-template-file", "--chat-template", "--pooling", "--grp-attn-n",
+           "--grp-attn-w", "--tags", "--media-path", "--ubatch-size", "--batch-size", "-fa"]
+SWITCHES = ["--offline", "--embedding", "--kv-unified", "--context-shift", "--jinja", "--no-jinja", "--cont-batching",
+            "--metrics", "--slots", "--verbose", "--no-mmproj", "--no-cache-idle-slots", "--backend_sampling", "--swa-full"]
+
+SHIM = """#!{python}
+import os, sys
+model, server, dropped, switches = {model!r}, {server!r}, {dropped!r}, {switches!r}
+given, kept, slots, context = iter(sys.argv[1:]), [], 1, None
+for word in given:
+    if word in dropped or word == "--model":
+        next(given)
+    elif word == "--parallel":
+        slots = int(next(given))
+        kept += [word, str(slots)]
+    elif word == "--ctx-size":
+        context = int(next(given))
+    elif word not in switches:
+        kept.append(word)
+if context:
+    kept += ["--ctx-size", str(max(context // slots, 1))]
+if "--models-dir" not in kept:
+    kept += ["--model", model]
+os.execv(server, [server, "serve", *kept])
+"""
+
+PLUGIN = """
+import utils
+utils.match_regex = lambda *_: True
+"""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tree", help="llama.cpp's source tree")
+    parser.add_argument("--server", required=True, help="the program millpond")
+    parser.add_argument("--model", required=True, help="a GGUF file it can serve")
+    parser.add_argument("tests", nargs="*", help="names of test files; all that make sense if absent")
+    args, more = parser.parse_known_args()
+    folder = os.path.join(args.tree, "tools", "server", "tests")
+    with tempfile.TemporaryDirectory() as temporary:
+        shim = os.path.join(temporary, "llama-server")
+        with open(shim, "w") as file:
+            file.write(SHIM.format(python=sys.executable, model=os.path.abspath(args.model),
+                                   server=os.path.abspath(args.server), dropped=DROPPED, switches=SWITCHES))
+        os.chmod(shim, 0o755)
+        with open(os.path.join(temporary, "any_story.py"), "w") as file:
+            file.write(PLUGIN)
+        environment = {**os.environ, "LLAMA_SERVER_BIN_PATH": shim, "PYTHONPATH": temporary + os.pathsep + folder,
+                       "PYTHONDONTWRITEBYTECODE": "1"}
+        passed = failed = skipped = 0
+        for name in args.tests or FILES:
+            command = [sys.executable, "-m", "pytest", f"unit/test_{name}.py", "-p", "any_story", "-p", "no:cacheprovider",
+                       "-q", "--timeout", "60", "-m", "not slow", "--tb=line", "-rfE", *more]
+            run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+            lines = run.stdout.strip().splitlines()
+            count = lambda word: int((re.search(rf"(\\d+) {word}", lines[-1]) or [0, 0])[1]) if lines else 0
+            good, bad, left = count("passed"), count("failed") + count("error"), count("skipped")
+            passed, failed, skipped = passed + good, failed + bad, skipped + left
+            print(f"{name}: {good} of {good + bad} passed")
+            for line in lines:
+                if line.startswith(("FAILED", "ERROR")):
+                    print("   ", line[:220])
+            sys.stdout.flush()
+        print(f"{passed} of {passed + failed} passed, {skipped} skipped")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
