@@ -191,7 +191,7 @@ impl Conversation {
         } else if let Some(thinking) = served.config().thinking {
             options.entry("enable_thinking").or_insert(thinking.into());
         }
-        for (name, value) in &state.config().template_options {
+        for (name, value) in &served.config().template_options {
             options.entry(name.clone()).or_insert_with(|| value.clone());
         }
         options
