@@ -142,7 +142,8 @@ check.failed = False
 def open_page(browser, address):
     browser.events.clear()
     browser.call("Page.navigate", url=address + "/")
-    browser.until("the page is there", f"location.origin === '{address}' && document.readyState === 'complete'  && document.hasFocus()") && document.hasFocus()") !!document.getElementById('text')")
+    browser.until("the page is there", f"location.origin === '{address}' && document.readyState === 'complete' && "
+                  "!!document.getElementById('text')")
 
 
 ANSWERED = "!document.getElementById('send').hidden && document.querySelectorAll('article.assistant small').length === %d"

@@ -154,7 +154,8 @@ def clients(server, args):
 
 def first_token(server, prompt, predict=4):
     begun, first = time.monotonic(), []
-    server.stream("/v1/completions", {"prompt": prompt, "max_tokens": predict, "ignore_eos": True},
+    # llama.cpp's API reports every token, even one that is no text yet.
+    server.stream("/completion", {"prompt": prompt, "n_predict": predict, "ignore_eos": True},
                   lambda value, now: first.append(now))
     return first[0] - begun
 
@@ -176,8 +177,8 @@ def gap(server, args):
                 raise StopIteration
 
         try:
-            server.stream("/v1/completions", {"prompt": server.ids(16, i), "max_tokens": args.predict,
-                                              "ignore_eos": True, "temperature": 0}, event)
+            server.stream("/completion", {"prompt": server.ids(16, i), "n_predict": args.predict, "ignore_eos": True},
+                          event)
         except StopIteration:
             pass
         gaps.append((times, waited))

@@ -2,11 +2,11 @@
 """Runs llama.cpp's own server tests (tools/server/tests) against Millpond.
 
     pip install pytest pytest-timeout aiohttp requests wget openai prometheus-client filelock
-    scripts/clients/llama_cpp_tests.py LLAMA_CPP_TREE --server target/release/millpond --model model.gguf [TEST...]
+    scripts/clients/llama_cpp_tests.py LLAMA_CPP_TREE --server target/release/millpond --model model.gguf [--only basic,tokenize]
 
 The tests are written for small transformers that Millpond does not run, so three things are put between: every model they
-name is replaced by the one given; `--ctx-size`, which llama-server shares among its slots, is divided by them; and what their
-models would write (stories of a little girl) is not asked for. Options that Millpond lacks are left out. Tests of what it does
+name is replaced by the one given; `--ctx-size`, which llama-server shares among its slots, is divided by them; /ready is waited for, as /health is only about the
+process; and what their models would write (stories of a little girl) is not asked for. Options that Millpond lacks are left out. Tests of what it does
 not have (vision, reranking, LoRA, infill, MCP) are not run.
 """
 
@@ -25,7 +25,8 @@ DROPPED = ["--hf-repo", "--hf-file", "--model-url", "--model-draft", "--mmproj-u
            "--spec-type", "--reasoning-format", "--chat-template-file", "--chat-template", "--pooling", "--grp-attn-n",
            "--grp-attn-w", "--tags", "--media-path", "--ubatch-size", "--batch-size", "-fa"]
 SWITCHES = ["--offline", "--embedding", "--kv-unified", "--context-shift", "--jinja", "--no-jinja", "--cont-batching",
-            "--metrics", "--slots", "--verbose", "--no-mmproj", "--no-cache-idle-slots", "--backend_sampling", "--swa-full"]
+            "--metrics", "--slots", "--verbose", "--no-mmproj", "--no-cache-idle-slots", "--backend_sampling", "--swa-full",
+            "--reranking"]
 
 SHIM = """#!{python}
 import os, sys
@@ -51,6 +52,19 @@ os.execv(server, [server, "serve", *kept])
 PLUGIN = """
 import utils
 utils.match_regex = lambda *_: True
+# Would start a server for each model that is to be downloaded.
+utils.ServerPreset.load_all = staticmethod(lambda: None)
+# llama-server's /health waits for the model; here that is what /ready is for.
+start = utils.ServerProcess.start
+
+def start_and_wait(self, *arguments, **named):
+    start(self, *arguments, **named)
+    for _ in range(600):
+        if self.make_request("GET", "/ready").status_code == 200:
+            return
+        utils.time.sleep(0.05)
+
+utils.ServerProcess.start = start_and_wait
 """
 
 
@@ -59,7 +73,8 @@ def main():
     parser.add_argument("tree", help="llama.cpp's source tree")
     parser.add_argument("--server", required=True, help="the program millpond")
     parser.add_argument("--model", required=True, help="a GGUF file it can serve")
-    parser.add_argument("tests", nargs="*", help="names of test files; all that make sense if absent")
+    parser.add_argument("--show", action="store_true", help="show everything, stop at the first failure")
+    parser.add_argument("--only", default=",".join(FILES), help="names of test files, with commas between them")
     args, more = parser.parse_known_args()
     folder = os.path.join(args.tree, "tools", "server", "tests")
     with tempfile.TemporaryDirectory() as temporary:
@@ -73,12 +88,16 @@ def main():
         environment = {**os.environ, "LLAMA_SERVER_BIN_PATH": shim, "PYTHONPATH": temporary + os.pathsep + folder,
                        "PYTHONDONTWRITEBYTECODE": "1"}
         passed = failed = skipped = 0
-        for name in args.tests or FILES:
+        if args.show:
+            print(shim)
+            os.execve(sys.executable, [sys.executable, "-m", "pytest", "-p", "any_story", "-p", "no:cacheprovider", "-x", "-s",
+                                       *[os.path.abspath(f"{folder}/unit/test_{name}.py") for name in args.only.split(",")], *more], environment)
+        for name in args.only.split(","):
             command = [sys.executable, "-m", "pytest", f"unit/test_{name}.py", "-p", "any_story", "-p", "no:cacheprovider",
                        "-q", "--timeout", "60", "-m", "not slow", "--tb=line", "-rfE", *more]
             run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
             lines = run.stdout.strip().splitlines()
-            count = lambda word: int((re.search(rf"(\\d+) {word}", lines[-1]) or [0, 0])[1]) if lines else 0
+            count = lambda word: int((re.search(rf"(\d+) {word}", lines[-1]) or [0, 0])[1]) if lines else 0
             good, bad, left = count("passed"), count("failed") + count("error"), count("skipped")
             passed, failed, skipped = passed + good, failed + bad, skipped + left
             print(f"{name}: {good} of {good + bad} passed")

@@ -63,7 +63,7 @@ def chat_stream(ai, _):
 
 @check
 def chat_stream_helper(ai, _):
-    with ai.chat.completions.stream(model="m", messages=HELLO, max_tokens=8) as stream:
+    with ai.chat.completions.stream(model="m", messages=HELLO, max_tokens=200) as stream:
         kinds = {event.type for event in stream}
         assert "chunk" in kinds and stream.get_final_completion().choices[0].message.content is not None
 
@@ -209,7 +209,7 @@ def messages_tool(_, claude):
 
 @check
 def messages_stop(_, claude):
-    answer = claude.messages.create(model="m", max_tokens=60, messages=HELLO, stop_sequences=["e"], temperature=0)
+    answer = claude.messages.create(model="m", max_tokens=60, messages=HELLO, stop_sequences=["e"], extra_body={"temperature": 0})
     assert answer.stop_reason == "stop_sequence" and answer.stop_sequence == "e"
 
 

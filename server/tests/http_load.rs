@@ -57,7 +57,9 @@ fn clients_that_leave_anywhere_leave_nothing_behind() {
     }
     eventually("nothing runs or waits", || server.stats().slots.is_empty() && server.stats().waiting == 0);
     assert_eq!(server.stats().reserved_bytes, 0);
-    assert_eq!(server.stats().accepted, 60);
+    let stats = server.stats();
+    assert!(stats.accepted > 20, "most had come as far as the engine");
+    assert_eq!(stats.completed + stats.cancelled, stats.accepted);
     eventually("their sockets are closed", || open_files() <= files);
 }
 

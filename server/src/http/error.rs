@@ -16,6 +16,8 @@ pub struct ApiError {
     message: String,
     param: Option<String>,
     code: Option<&'static str>,
+    /// Tokens of a prompt that does not fit, and of the context.
+    sizes: Option<(usize, usize)>,
     retry_after: Option<Duration>,
 }
 
@@ -25,7 +27,7 @@ pub type ApiResult<T = Response> = Result<T, ApiError>;
 impl ApiError {
     /// An error with a status of its own.
     pub fn new(status: StatusCode, message: impl Into<String>) -> ApiError {
-        ApiError { status, message: message.into(), param: None, code: None, retry_after: None }
+        ApiError { status, message: message.into(), param: None, code: None, sizes: None, retry_after: None }
     }
 
     /// The client asked for something that makes no sense.
@@ -71,6 +73,7 @@ impl ApiError {
     /// The class of the error in OpenAI's words.
     fn kind(&self) -> &'static str {
         match self.status.as_u16() {
+            400 if self.sizes.is_some() => "exceed_context_size_error",
             401 => "authentication_error",
             403 => "permission_error",
             404 => "not_found_error",
@@ -84,12 +87,17 @@ impl ApiError {
     /// As OpenAI's API and llama.cpp write it.
     #[must_use]
     pub fn openai(&self) -> Value {
-        json!({ "error": {
+        let mut error = json!({
             "message": self.message,
             "type": self.kind(),
             "param": self.param,
             "code": self.code,
-        }})
+        });
+        if let Some((prompt, context)) = self.sizes {
+            error["n_prompt_tokens"] = prompt.into();
+            error["n_ctx"] = context.into();
+        }
+        json!({ "error": error })
     }
 
     /// As Anthropic's API writes it.
@@ -97,6 +105,7 @@ impl ApiError {
     pub fn anthropic(&self) -> Value {
         let kind = match self.status.as_u16() {
             413 => "request_too_large",
+            400 => "invalid_request_error",
             503 => "overloaded_error",
             500..=599 => "api_error",
             _ => self.kind(),
@@ -140,9 +149,11 @@ impl From<SubmitError> for ApiError {
                 code: Some("queue_full"),
                 ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, message)
             },
-            SubmitError::PromptTooLong { .. } => {
-                ApiError { code: Some("context_length_exceeded"), ..ApiError::invalid(message) }
-            }
+            SubmitError::PromptTooLong { prompt, context, .. } => ApiError {
+                code: Some("context_length_exceeded"),
+                sizes: Some((prompt, context)),
+                ..ApiError::invalid(message)
+            },
             SubmitError::Stopped => ApiError::unavailable(message),
             SubmitError::TooLarge { .. } | SubmitError::Invalid(_) => ApiError::invalid(message),
         }

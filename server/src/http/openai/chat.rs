@@ -275,7 +275,7 @@ async fn write(sender: Sender, served: Served, mut events: Events, shape: Shape)
     let tokenizer = served.model().tokenizer.as_deref();
     while let Some((index, event)) = sender.next(&mut events).await? {
         while readers.len() <= index {
-            let role = json!({ "role": "assistant", "content": "" });
+            let role = json!({ "role": "assistant", "content": null });
             sender.data(&shape.delta(readers.len(), role, Value::Null, None)).await?;
             readers.push(AnswerReader::new(&shape.prompt, shape.split));
         }
@@ -313,6 +313,7 @@ async fn write(sender: Sender, served: Served, mut events: Events, shape: Shape)
     if shape.usage {
         let mut chunk = shape.chunk(json!([]));
         chunk["usage"] = totals.openai();
+        chunk["timings"] = totals.timings();
         sender.data(&chunk).await?;
     }
     sender.done().await
