@@ -1,7 +1,8 @@
 //! Embeddable inference for linear-attention language models.
 //!
 //! A [`model::Model`] is loaded once and shared; an [`engine::Engine`] runs requests for it on threads of its own and streams
-//! events. Nothing here prints, ends the process or panics on bad input, and there is no global setup.
+//! events. Nothing here prints, ends the process or panics on bad input, and there is no global setup: several engines
+//! in a process, of one model or of several, do not know of each other.
 //!
 //! ```
 //! use millpond::engine::{Engine, EngineOptions, Event, Request};
@@ -25,8 +26,29 @@
 //! assert!(!story.is_empty());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! # Where to find what
+//!
+//! | to | see |
+//! |---|---|
+//! | load a model, with progress and a way to give up | [`model`] |
+//! | run requests, bound memory and threads, cancel, read figures | [`engine`] |
+//! | let a text grow in turns, save and restore it | [`session`] |
+//! | hold a conversation with the model's own template | [`conversation`] |
+//! | make tokens of text, apply chat templates, find tool calls and thoughts in answers | [`text`] |
+//! | choose how tokens are sampled, and force answers into a JSON schema or a grammar | [`sample`] |
+//!
+//! These six modules are the surface that versions promise: within 0.x a new minor version may change them and says so in
+//! the changelog, a patch never does. Structures of options get new fields, so write `..Default::default()`; enumerations
+//! marked non-exhaustive get new variants. The other modules are for backends and tools that live with this
+//! repository, and may change at any time.
+#![cfg_attr(
+    not(test),
+    deny(clippy::print_stdout, clippy::print_stderr, clippy::exit, clippy::unwrap_used, clippy::panic)
+)]
 
 pub mod backend;
+pub mod conversation;
 pub mod engine;
 pub mod file;
 pub mod load;
@@ -35,6 +57,16 @@ pub mod par;
 pub mod quantize;
 pub mod runner;
 pub mod sample;
+pub mod session;
 pub mod state;
 pub mod text;
 pub mod weights;
+
+/// The snippets of the user guide and of the README, run with the other examples.
+#[cfg(doctest)]
+mod guide {
+    #[doc = include_str!("../../docs/library-rust.md")]
+    struct Library;
+    #[doc = include_str!("../../README.md")]
+    struct Readme;
+}

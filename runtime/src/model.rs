@@ -4,12 +4,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use millpond_models::ModelSpec;
-
 use crate::file::mmap::Access;
-use crate::load::{self, FolderText, LoadError, LoadedModel, TokenizerSource};
+use crate::load::{self, FolderText, LoadedModel, TokenizerSource};
 use crate::text::{ChatTemplate, TemplateError, TemplateSources, Tokenizer, TokenizerConfig, TokenizerError};
 use crate::weights::{FfnWeights, GluWeights, LayerWeights, LinearInput, Matrix, MixerWeights, ModelWeights};
+
+pub use crate::load::{LoadError, Loaded, Progress};
+pub use millpond_models::ModelSpec;
 
 /// How to load a model.
 #[derive(Clone, Debug, Default)]
@@ -21,10 +22,15 @@ pub struct LoadOptions {
     pub mlock: bool,
     /// A GGUF file with the multi-token-prediction head of a model that was published without it.
     pub mtp: Option<PathBuf>,
+    /// Read every page of a mapped file at once, so that the first prompt need not wait for the disk.
+    pub preload: bool,
+    /// Told how far loading is; may give it up.
+    pub progress: Option<Progress>,
 }
 
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ModelError {
     /// The weights or the specification.
     #[error(transparent)]
@@ -63,6 +69,19 @@ pub struct ModelInfo {
 }
 
 /// A loaded model. Several engines may share it.
+///
+/// ```
+/// use millpond::model::{LoadOptions, Model};
+///
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../server/assets/delta-48m-Q4_K_M.gguf");
+/// let model = Model::load(path.as_ref(), &LoadOptions::default())?;
+/// println!("{}: {} parameters, context of {}", model.info.name, model.info.parameters, model.spec.context);
+///
+/// // What cannot be loaded is an error that names the file and what is wrong with it.
+/// let error = Model::load("Cargo.toml".as_ref(), &LoadOptions::default()).unwrap_err();
+/// assert!(error.to_string().contains("Cargo.toml"));
+/// # Ok::<(), millpond::model::ModelError>(())
+/// ```
 pub struct Model {
     /// What it is.
     pub spec: Arc<ModelSpec>,
@@ -87,7 +106,8 @@ impl Model {
             (false, true) => Access::Locked,
             (false, false) => Access::Map,
         };
-        let options = load::LoadOptions { access, mtp: options.mtp.clone() };
+        let LoadOptions { mtp, preload, progress, .. } = options.clone();
+        let options = load::LoadOptions { access, mtp, preload, progress };
         let loaded = load::load_model(path, &options)?;
         let fallback = path.file_stem().map(|stem| stem.to_string_lossy().into_owned());
         Model::from_loaded(loaded, Some(path.to_owned()), fallback)

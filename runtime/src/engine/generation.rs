@@ -40,6 +40,27 @@ pub(super) struct EventSink {
 
 /// A request under way. Iterate over it, or poll it with the `recv` functions; the last event is
 /// [`Event::Done`] or [`Event::Error`]. Dropping it cancels the request.
+///
+/// ```
+/// # use millpond::model::{LoadOptions, Model};
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../server/assets/delta-48m-Q4_K_M.gguf");
+/// # let model = Model::load(path.as_ref(), &LoadOptions::default())?;
+/// use millpond::engine::{Engine, EngineOptions, Event, Request};
+///
+/// let prompt = model.tokenizer.as_ref().ok_or("the model has no tokenizer")?.encode("Once", false)?;
+/// let engine = Engine::start(model, EngineOptions { context: 512, ..EngineOptions::default() })?;
+/// let generation = engine.handle().submit(Request::new(prompt))?;
+/// // An event loop is woken and then takes what is there with `try_recv`; here, one event is enough.
+/// generation.set_waker(|| { /* wake the event loop */ });
+/// let _first = generation.recv();
+/// generation.cancel();
+/// for event in generation {
+///     if let Event::Done { reason, usage, .. } = event {
+///         println!("{reason:?} after {} tokens", usage.completion_tokens);
+///     }
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Generation {
     channel: Arc<Channel>,
     id: u64,

@@ -42,7 +42,7 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use millpond_simd::{Isa, Kernels};
+use millpond_simd::Kernels;
 
 use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
@@ -57,8 +57,12 @@ use session_file::{Session, SessionFolder};
 use stream::Stream;
 use worker::Worker;
 
+pub use crate::backend::cpu::Arithmetic;
+pub use crate::runner::BufferOptions;
+pub use crate::state::memory::KvType;
 pub use generation::{Generation, RecvError};
 pub use handle::EngineHandle;
+pub use millpond_simd::Isa;
 pub use options::{DraftSource, EngineError, EngineOptions, SpecMode, UnknownSpecMode};
 pub use request::{
     Class, Event, FinishReason, Pooling, Request, RequestError, SubmitError, TokenLogprob, Usage,

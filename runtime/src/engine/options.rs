@@ -144,6 +144,7 @@ impl Default for EngineOptions {
 
 /// Why an engine could not be started.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum EngineError {
     /// The processor lacks an instruction-set level.
     #[error("this processor lacks {0}")]

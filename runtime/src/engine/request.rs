@@ -217,6 +217,7 @@ pub enum SubmitError {
 
 /// Why an accepted request failed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum RequestError {
     /// The backend could not go on.
     #[error("{0}")]

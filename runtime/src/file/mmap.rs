@@ -55,15 +55,43 @@ impl ByteSource for BuiltIn {
 /// What the system says, and [`std::io::ErrorKind::InvalidInput`] for anything but a regular file: reading a pipe or a
 /// device could block for ever.
 pub fn open(path: &Path, access: Access) -> std::io::Result<Arc<dyn ByteSource>> {
-    if !std::fs::metadata(path)?.is_file() {
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file"));
-    }
-    let file = File::open(path)?;
     match access {
-        Access::Map => Ok(Arc::new(map(&file)?)),
-        Access::Locked => locked(map(&file)?),
-        Access::Read => read(file),
+        Access::Map => Ok(Arc::new(map(&regular(path)?)?)),
+        Access::Locked => locked(map(&regular(path)?)?),
+        Access::Read => read_in_steps(path, usize::MAX, &mut |_| Ok(())),
     }
+}
+
+fn regular(path: &Path) -> std::io::Result<File> {
+    match std::fs::metadata(path)?.is_file() {
+        true => File::open(path),
+        false => Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a regular file")),
+    }
+}
+
+/// [`open`] with [`Access::Read`] in steps of at most `step` bytes. After each, `advance` is told how many it brought; its
+/// error ends the reading.
+pub(crate) fn read_in_steps(
+    path: &Path,
+    step: usize,
+    advance: &mut dyn FnMut(usize) -> std::io::Result<()>,
+) -> std::io::Result<Arc<dyn ByteSource>> {
+    let mut file = regular(path)?;
+    let length = usize::try_from(file.metadata()?.len())
+        .map_err(|_| std::io::Error::new(std::io::ErrorKind::OutOfMemory, "larger than the address space"))?;
+    let mut bytes = Vec::new();
+    bytes
+        .try_reserve_exact(length)
+        .map_err(|error| std::io::Error::new(std::io::ErrorKind::OutOfMemory, error.to_string()))?;
+    // At most the length seen at open, whatever happens to the file meanwhile.
+    while bytes.len() < length {
+        let wanted = step.min(length - bytes.len());
+        match (&mut file).take(wanted as u64).read_to_end(&mut bytes)? {
+            0 => break,
+            read => advance(read)?,
+        }
+    }
+    Ok(Arc::new(bytes))
 }
 
 /// A source over bytes built into the binary.
@@ -95,18 +123,6 @@ fn map(file: &File) -> std::io::Result<MappedFile> {
         tracing::debug!(%error, "huge pages are not available for the model file");
     }
     Ok(MappedFile(map))
-}
-
-fn read(mut file: File) -> std::io::Result<Arc<dyn ByteSource>> {
-    let length = usize::try_from(file.metadata()?.len())
-        .map_err(|_| std::io::Error::new(std::io::ErrorKind::OutOfMemory, "larger than the address space"))?;
-    let mut bytes = Vec::new();
-    bytes
-        .try_reserve_exact(length)
-        .map_err(|error| std::io::Error::new(std::io::ErrorKind::OutOfMemory, error.to_string()))?;
-    // At most the length seen at open, whatever happens to the file meanwhile.
-    (&mut file).take(length as u64).read_to_end(&mut bytes)?;
-    Ok(Arc::new(bytes))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use crate::weights::MatrixError;
 
 /// Why a model could not be loaded. Each message names the file or tensor, what was found and what was expected.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 #[allow(missing_docs)] // the messages say what the fields are
 pub enum LoadError {
     #[error("{}: {source}", path.display())]
@@ -56,4 +57,6 @@ pub enum LoadError {
     NoMtp { path: PathBuf },
     #[error("{}: `{key}` is {found}, outside the vocabulary of {vocab}", path.display())]
     TokenId { path: PathBuf, key: String, found: i128, vocab: usize },
+    #[error("loading was cancelled")]
+    Cancelled,
 }

@@ -7,10 +7,10 @@ use millpond_models::{LinearSpec, ModelSpec};
 use serde::Serialize;
 
 use super::error::LoadError;
+use super::progress::Opener;
 use super::store::TensorStore;
 use super::{FileInfo, LoadedModel, file_list, folder_of, load_folder, load_gguf, open, packed};
 use crate::file::gguf::{Gguf, Value};
-use crate::file::mmap::Access;
 use crate::file::packed::VERSION;
 use crate::state::StateLayout;
 use crate::state::memory::KvType;
@@ -114,7 +114,7 @@ pub struct TensorSummary {
 pub fn inspect(path: &Path) -> Result<Inspection, LoadError> {
     match folder_of(path)? {
         Some(folder) => {
-            let opened = open::open_folder(&folder, Access::Map)?;
+            let opened = open::open_folder(&folder, &Opener::quiet())?;
             let model = load_folder(&folder, &opened);
             let mut seen = describe("safetensors".to_owned(), &opened.store, model);
             seen.name = folder.file_name().map(|name| name.to_string_lossy().into_owned());
@@ -123,14 +123,14 @@ pub fn inspect(path: &Path) -> Result<Inspection, LoadError> {
             Ok(seen)
         }
         None if open::is_packed(path)? => {
-            let opened = packed::open(path, open::open_file(path, Access::Map)?)?;
+            let opened = packed::open(path, Opener::quiet().open(path)?)?;
             let format = format!("packed version {VERSION}");
             let mut seen = describe(format, &opened.store, packed::load(path, &opened));
             describe_keys(&mut seen, opened.packed.keys());
             Ok(seen)
         }
         None => {
-            let opened = open::open_gguf(path, Access::Map)?;
+            let opened = open::open_gguf(path, &Opener::quiet())?;
             let format = format!("GGUF version {}", opened.head.version());
             let mut seen = describe(format, &opened.store, load_gguf(path, &opened));
             describe_keys(&mut seen, &opened.head);
@@ -147,7 +147,7 @@ pub fn verify(path: &Path) -> Result<bool, LoadError> {
     if folder_of(path)?.is_some() || !open::is_packed(path)? {
         return Ok(false);
     }
-    let opened = packed::open(path, open::open_file(path, Access::Map)?)?;
+    let opened = packed::open(path, Opener::quiet().open(path)?)?;
     let damaged = |source| LoadError::Packed { path: path.to_owned(), source };
     opened.packed.verify().map_err(damaged).map(|()| true)
 }

@@ -6,6 +6,7 @@ mod inspect;
 mod metadata;
 pub(crate) mod open;
 mod packed;
+pub(crate) mod progress;
 pub(crate) mod store;
 mod tokenizer;
 
@@ -17,6 +18,7 @@ use millpond_models::{ModelSpec, SpecError, registry};
 
 use self::build::Builder;
 use self::open::{OpenFolder, OpenGguf};
+use self::progress::Opener;
 use self::store::TensorStore;
 use crate::file::mmap::{self, Access};
 use crate::file::packed::Packed;
@@ -24,6 +26,7 @@ use crate::weights::{ByteSource, ModelWeights};
 
 pub use error::LoadError;
 pub use inspect::{Inspection, ModelSummary, TensorSummary, TypeSummary, inspect, verify};
+pub use progress::{Loaded, Progress};
 pub use tokenizer::{FolderText, GgufText, TablesText, TokenizerSource};
 
 /// How to load a model.
@@ -34,6 +37,10 @@ pub struct LoadOptions {
     /// A GGUF file with the multi-token-prediction head of a model that was published without it (`mtp-*.gguf`). It goes
     /// before a head in the model's own files.
     pub mtp: Option<PathBuf>,
+    /// Read every page of a mapped file at once, so that the first prompt need not wait for the disk.
+    pub preload: bool,
+    /// Told how far loading is.
+    pub progress: Option<Progress>,
 }
 
 /// A loaded model.
@@ -69,18 +76,18 @@ pub struct FileInfo {
 /// # Errors
 /// [`LoadError`] naming the file, key or tensor, what was found and what was expected.
 pub fn load_model(path: &Path, options: &LoadOptions) -> Result<LoadedModel, LoadError> {
-    let mut model = match folder_of(path)? {
-        Some(folder) => load_folder(&folder, &open::open_folder(&folder, options.access)?)?,
-        None if open::is_packed(path)? => {
-            packed::load(path, &packed::open(path, open::open_file(path, options.access)?)?)?
-        }
+    let folder = folder_of(path)?;
+    let opener = Opener::new(path, folder.as_deref(), options)?;
+    let mut model = match folder {
+        Some(folder) => load_folder(&folder, &open::open_folder(&folder, &opener)?)?,
+        None if open::is_packed(path)? => packed::load(path, &packed::open(path, opener.open(path)?)?)?,
         None => {
-            let opened = open::open_gguf(path, options.access)?;
+            let opened = open::open_gguf(path, &opener)?;
             load_gguf(path, &opened)?
         }
     };
     if let Some(mtp) = &options.mtp {
-        attach_mtp(&mut model, mtp, options.access)?;
+        attach_mtp(&mut model, mtp, &opener)?;
     }
     Ok(model)
 }
@@ -156,8 +163,8 @@ pub(crate) fn load_folder(folder: &Path, opened: &OpenFolder) -> Result<LoadedMo
 }
 
 /// Takes the multi-token-prediction head from a file of its own.
-fn attach_mtp(model: &mut LoadedModel, path: &Path, access: Access) -> Result<(), LoadError> {
-    let opened = open::open_gguf(path, access)?;
+fn attach_mtp(model: &mut LoadedModel, path: &Path, opener: &Opener<'_>) -> Result<(), LoadError> {
+    let opened = open::open_gguf(path, opener)?;
     let spec = gguf_spec(path, &opened)?;
     let same: [(&'static str, usize, usize); 3] = [
         ("embedding_length", spec.hidden, model.spec.hidden),

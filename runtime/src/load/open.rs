@@ -8,9 +8,9 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::error::LoadError;
+use super::progress::Opener;
 use super::store::TensorStore;
 use crate::file::gguf::Gguf;
-use crate::file::mmap::{self, Access};
 use crate::file::packed::{MAGIC, Packed};
 use crate::file::safetensors::{IndexError, SafetensorsFile, find_checkpoint};
 use crate::weights::ByteSource;
@@ -46,17 +46,13 @@ pub(crate) fn is_packed(path: &Path) -> Result<bool, LoadError> {
     Ok(Packed::is_packed(&start))
 }
 
-pub(crate) fn open_file(path: &Path, access: Access) -> Result<Arc<dyn ByteSource>, LoadError> {
-    mmap::open(path, access).map_err(|source| LoadError::Io { path: path.to_owned(), source })
-}
-
 fn parse_gguf(path: &Path, source: Arc<dyn ByteSource>) -> Result<Gguf, LoadError> {
     Gguf::parse(source).map_err(|source| LoadError::Gguf { path: path.to_owned(), source })
 }
 
 /// Opens a GGUF file and, if it is the first of several, the others.
-pub(crate) fn open_gguf(path: &Path, access: Access) -> Result<OpenGguf, LoadError> {
-    let head = parse_gguf(path, open_file(path, access)?)?;
+pub(crate) fn open_gguf(path: &Path, opener: &Opener<'_>) -> Result<OpenGguf, LoadError> {
+    let head = parse_gguf(path, opener.open(path)?)?;
     let mut store = TensorStore::default();
     store.add_gguf(path, &head)?;
     let shards = shard_field(path, &head, "split.count")?.unwrap_or(1);
@@ -64,7 +60,7 @@ pub(crate) fn open_gguf(path: &Path, access: Access) -> Result<OpenGguf, LoadErr
         let own = shard_field(path, &head, "split.no")?.unwrap_or(0);
         let paths = shard_paths(path, own, shards)?;
         for (number, path) in paths.iter().enumerate().skip(1) {
-            let shard = parse_gguf(path, open_file(path, access)?)?;
+            let shard = parse_gguf(path, opener.open(path)?)?;
             check_shard(path, &shard, number as i128, shards, &head)?;
             store.add_gguf(path, &shard)?;
         }
@@ -139,13 +135,13 @@ fn check_tensor_count(path: &Path, head: &Gguf, store: &TensorStore) -> Result<(
 }
 
 /// Opens the checkpoint in a folder.
-pub(crate) fn open_folder(folder: &Path, access: Access) -> Result<OpenFolder, LoadError> {
+pub(crate) fn open_folder(folder: &Path, opener: &Opener<'_>) -> Result<OpenFolder, LoadError> {
     let config_path = folder.join("config.json");
     let config = read_json(&config_path)?;
     let checkpoint = find_checkpoint(folder)?;
     let mut store = TensorStore::default();
     for path in &checkpoint.files {
-        let opened = SafetensorsFile::parse(open_file(path, access)?)
+        let opened = SafetensorsFile::parse(opener.open(path)?)
             .map_err(|source| LoadError::Safetensors { path: path.clone(), source })?;
         store.add_safetensors(path, &opened)?;
     }

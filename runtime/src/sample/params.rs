@@ -174,6 +174,15 @@ impl fmt::Display for SamplerOrder {
 }
 
 /// What the sampling chain does. The defaults are llama.cpp's.
+///
+/// ```
+/// use millpond::sample::SamplingParams;
+///
+/// let calm = SamplingParams { temperature: 0.3, top_p: 0.8, seed: Some(7), ..SamplingParams::default() };
+/// calm.validate(248_320)?;
+/// assert!(SamplingParams::greedy().is_greedy());
+/// # Ok::<(), millpond::sample::SamplingError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct SamplingParams {
     /// Seed of all draws; `None` takes a fresh one.

@@ -288,6 +288,16 @@ type Encoder =
     TokenizerImpl<SharedBpe, NormalizerWrapper, PreTokenizerWrapper, PostProcessorWrapper, DecoderWrapper>;
 
 /// Text to token ids and back. Cheap to share by reference; all methods take `&self` and may run on any thread.
+///
+/// ```
+/// # use millpond::model::{LoadOptions, Model};
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../server/assets/delta-48m-Q4_K_M.gguf");
+/// # let model = Model::load(path.as_ref(), &LoadOptions::default())?;
+/// let tokenizer = model.tokenizer.as_ref().ok_or("the model has no tokenizer")?;
+/// let ids = tokenizer.encode("The old mill", false)?;
+/// assert_eq!(tokenizer.decode(&ids, true), "The old mill");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Tokenizer {
     /// Matches control tokens in the text.
     parsing: Encoder,

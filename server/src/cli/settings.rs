@@ -64,7 +64,8 @@ fn locks(args: &ModelArgs) -> bool {
 /// Loads a file or folder. Where the system does not let it be locked, it is used without, with a word about the limit.
 fn load_file(path: &Path, args: &ModelArgs) -> Result<Arc<Model>, ModelError> {
     let no_mmap = args.no_mmap || args.load_mode == Some(LoadMode::None);
-    let options = LoadOptions { no_mmap, mtp: args.mtp.clone(), mlock: locks(args) };
+    let options =
+        LoadOptions { no_mmap, mtp: args.mtp.clone(), mlock: locks(args), ..LoadOptions::default() };
     match Model::load(path, &options) {
         Err(error) if is_refused_lock(&error) => {
             let limit = super::machine::lock_limit();

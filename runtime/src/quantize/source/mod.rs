@@ -13,7 +13,7 @@ use millpond_simd::quant::{QFormat, dequantize_row};
 
 use super::error::QuantizeError;
 use crate::file::gguf_write::OwnedValue;
-use crate::file::mmap::Access;
+use crate::load::progress::Opener;
 use crate::load::{self, open};
 use crate::text::GgufVocabulary;
 use crate::weights::Matrix;
@@ -45,12 +45,12 @@ impl Source {
     pub(crate) fn open(path: &Path) -> Result<Source, QuantizeError> {
         match load::folder_of(path)? {
             Some(folder) => {
-                let opened = open::open_folder(&folder, Access::Map)?;
+                let opened = open::open_folder(&folder, &Opener::quiet())?;
                 let model = load::load_folder(&folder, &opened)?;
                 folder::source(&folder, &opened, &model)
             }
             None => {
-                let opened = open::open_gguf(path, Access::Map)?;
+                let opened = open::open_gguf(path, &Opener::quiet())?;
                 let model = load::load_gguf(path, &opened)?;
                 gguf::source(&opened, &model)
             }

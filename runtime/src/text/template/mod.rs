@@ -136,7 +136,24 @@ pub struct TemplateSources<'a> {
     pub gguf: Option<&'a str>,
 }
 
-/// A compiled chat template.
+/// A compiled chat template. [`crate::model::Model::template`] has that of a model.
+///
+/// ```
+/// # use millpond::model::{LoadOptions, Model};
+/// # let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../server/assets/delta-48m-Q4_K_M.gguf");
+/// # let model = Model::load(path.as_ref(), &LoadOptions::default())?;
+/// use millpond::text::ChatInput;
+/// use serde_json::json;
+///
+/// let template = model.template.as_ref().ok_or("the model has no chat template")?;
+/// let tokenizer = model.tokenizer.as_ref().ok_or("the model has no tokenizer")?;
+/// let messages = [json!({ "role": "user", "content": "Where does the frog live?" })];
+/// let input = ChatInput { messages: &messages, add_generation_prompt: true, ..ChatInput::default() };
+/// println!("{}", template.render(&input)?); // to look at
+/// let prompt = template.encode(&input, tokenizer)?; // to generate from
+/// # assert!(!prompt.is_empty());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct ChatTemplate {
     environment: Environment<'static>,
     tokens: TemplateTokens,
