@@ -26,7 +26,7 @@ static int tell(const millpond_model *model, const millpond_engine *engine, cons
     size_t count = 0;
     millpond_tokenize(model, text, strlen(text), 0, NULL, 0, &count, &error);
     uint32_t *prompt = malloc((count + 1) * sizeof *prompt);
-    if (prompt == NULL || millpond_tokenize(model, text, strlen(text), 0, prompt, count, &count, &error) != MILLPOND_OK) {
+    if (prompt == NULL || millpond_tokenize(model, text, strlen(text), 0, prompt, count, &count, &error) != MILLPOND_STATUS_OK) {
         free(prompt);
         return failed("tokenize", &error);
     }
@@ -40,20 +40,20 @@ static int tell(const millpond_model *model, const millpond_engine *engine, cons
     millpond_generation *generation = NULL;
     int32_t status = millpond_generation_start(engine, &request, &generation, &error);
     free(prompt);
-    if (status != MILLPOND_OK) return failed("start", &error);
+    if (status != MILLPOND_STATUS_OK) return failed("start", &error);
 
     int left = 1000;
     millpond_result result;
     printf("%s", text);
     status = millpond_generation_wait(generation, print_text, &left, &result, &error);
     printf("\n");
-    if (status == MILLPOND_OK) {
+    if (status == MILLPOND_STATUS_OK) {
         fprintf(stderr, "%zu tokens read, %zu written\n", result.prompt_tokens, result.completion_tokens);
     } else {
         failed("wait", &error);
     }
     millpond_generation_free(generation, NULL);
-    return status != MILLPOND_OK;
+    return status != MILLPOND_STATUS_OK;
 }
 
 int main(int argc, char **argv) {
@@ -63,14 +63,14 @@ int main(int argc, char **argv) {
     }
     millpond_error error;
     millpond_model *model = NULL;
-    if (millpond_model_load(argv[1], NULL, &model, &error) != MILLPOND_OK) return failed("load", &error);
+    if (millpond_model_load(argv[1], NULL, &model, &error) != MILLPOND_STATUS_OK) return failed("load", &error);
 
     millpond_engine_options options;
     millpond_engine_options_init(&options);
     options.context = 512;
     millpond_engine *engine = NULL;
     int code;
-    if (millpond_engine_start(model, &options, &engine, &error) != MILLPOND_OK) {
+    if (millpond_engine_start(model, &options, &engine, &error) != MILLPOND_STATUS_OK) {
         code = failed("engine", &error);
     } else {
         code = tell(model, engine, argc > 2 ? argv[2] : "The king looked at the dragon and said");

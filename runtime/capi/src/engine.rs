@@ -1,43 +1,41 @@
-//! Engines: start, stop.
+//! Engines: start, stop, figures, embeddings.
 
+use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
-use millpond::engine::{self, Engine};
+use millpond::engine::{self, Engine, Event, SpecMode};
 use millpond::model::Model;
 
-use crate::failure::{Error, Failure, Status, guard};
+use crate::failure::{Error, Failure, Status, guard, initialise, with};
+use crate::generation::{request_failure, submit_failure};
 use crate::handles::{self, EngineHandle, ModelHandle};
 use crate::pointers;
-use crate::types::EngineOptions;
+use crate::types::{EngineOptions, Stats};
 
 /// Writes the defaults.
-///
-/// # Safety
-/// `options` is null (an error) or points to memory for the structure.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn millpond_engine_options_init(options: *mut EngineOptions) -> i32 {
-    let body = || {
+    let defaults = || {
         let base = engine::EngineOptions::default();
-        let defaults = EngineOptions {
+        EngineOptions {
             size: size_of::<EngineOptions>(),
             threads: base.threads,
             context: base.context,
             max_running: base.max_running,
             max_queue: base.max_queue,
+            draft_max: base.spec_draft_max,
             memory_budget: -1,
             cache_budget: -1,
-        };
-        // SAFETY: the caller vouches for the memory.
-        unsafe { pointers::write("options", options, defaults) }
+            session_dir: null(),
+            exact_cache: base.exact_cache.into(),
+        }
     };
-    // SAFETY: null takes no error.
-    unsafe { guard(std::ptr::null_mut(), body) }
+    // SAFETY: the caller vouches for the memory.
+    unsafe { initialise(options, defaults) }
 }
 
-/// Starts an engine: a thread that runs requests, and workers. Several engines may share a model.
-///
-/// # Safety
-/// `options` is null or points to the structure; `engine` and `error` are null or point to memory for what they hold.
+/// Starts an engine: a thread that runs requests, and workers. Several engines may share a model. `options` may be NULL.
+/// On failure *engine is NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn millpond_engine_start(
     model: *const ModelHandle,
@@ -48,7 +46,7 @@ pub unsafe extern "C" fn millpond_engine_start(
     let body = || {
         // SAFETY: the caller vouches for the memory.
         let options = unsafe {
-            pointers::write("engine", engine, std::ptr::null_mut())?;
+            pointers::write("engine", engine, null_mut())?;
             engine_options(options)?
         };
         let model = handles::get::<Model>(model)?;
@@ -62,24 +60,41 @@ pub unsafe extern "C" fn millpond_engine_start(
     unsafe { guard(error, body) }
 }
 
-/// # Safety
-/// `options` is null or points to the structure.
 unsafe fn engine_options(options: *const EngineOptions) -> Result<engine::EngineOptions, Failure> {
     let base = engine::EngineOptions::default();
     if options.is_null() {
         return Ok(base);
     }
     // SAFETY: the caller vouches for the memory.
-    let options = unsafe { pointers::sized("options", options) }?;
+    let (options, session_dir) = unsafe {
+        let options = pointers::sized("options", options)?;
+        (options, pointers::optional_string("session_dir", options.session_dir)?)
+    };
     Ok(engine::EngineOptions {
         threads: options.threads,
         context: options.context,
         max_running: options.max_running,
         max_queue: options.max_queue,
+        spec: if options.draft_max == 0 { SpecMode::Off } else { base.spec },
+        spec_draft_max: draft_max(options.draft_max)?,
         memory_budget: budget("memory_budget", options.memory_budget)?,
         cache_budget: budget("cache_budget", options.cache_budget)?,
+        session_dir: session_dir.map(Into::into),
+        exact_cache: options.exact_cache != 0,
         ..base
     })
+}
+
+/// Every sequence has memory for the longest draft.
+fn draft_max(tokens: usize) -> Result<usize, Failure> {
+    const MOST: usize = 64;
+    match tokens <= MOST {
+        true => Ok(tokens),
+        false => Err(Failure::new(
+            Status::InvalidArgument,
+            format!("draft_max is {tokens}, at most {MOST} expected"),
+        )),
+    }
 }
 
 fn budget(name: &str, bytes: i64) -> Result<Option<usize>, Failure> {
@@ -91,12 +106,108 @@ fn budget(name: &str, bytes: i64) -> Result<Option<usize>, Failure> {
     }
 }
 
-/// Stops an engine and waits for its threads. Generations under way end with an error. Null does nothing.
-///
-/// # Safety
-/// `error` is null or points to memory for the structure.
+/// Stops an engine. Generations under way end with MILLPOND_STATUS_STOPPED. NULL does nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn millpond_engine_free(engine: *mut EngineHandle, error: *mut Error) -> i32 {
     // SAFETY: the caller vouches for `error`.
     unsafe { guard(error, || handles::take::<Engine>(engine).map(drop)) }
+}
+
+/// What an engine has done and what it holds.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn millpond_engine_stats(
+    engine: *const EngineHandle,
+    stats: *mut Stats,
+    error: *mut Error,
+) -> i32 {
+    // SAFETY: the caller vouches for the memory.
+    unsafe {
+        with::<Engine>(engine, error, |engine| {
+            pointers::write("stats", stats, summary(&engine.handle().stats()))
+        })
+    }
+}
+
+fn summary(stats: &engine::Stats) -> Stats {
+    Stats {
+        accepted: stats.accepted,
+        refused: stats.refused,
+        completed: stats.completed,
+        cancelled: stats.cancelled,
+        failed: stats.failed,
+        steps: stats.steps,
+        prompt_tokens: stats.prompt_tokens,
+        cached_tokens: stats.cached_tokens,
+        generated_tokens: stats.generated_tokens,
+        drafted_tokens: stats.drafted_tokens,
+        accepted_tokens: stats.accepted_tokens,
+        prefill_seconds: stats.prefill_seconds,
+        decode_seconds: stats.decode_seconds,
+        waiting: stats.waiting,
+        running: stats.slots.len(),
+        max_running: stats.max_running,
+        context: stats.context,
+        reserved_bytes: stats.reserved_bytes,
+        memory_budget: stats.memory_budget,
+        cache_entries: stats.cache_entries,
+        cache_bytes: stats.cache_bytes,
+        cache_budget: stats.cache_budget,
+    }
+}
+
+/// How the hidden states of a text become one vector.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pooling {
+    /// The mean over all tokens.
+    Mean = 0,
+    /// That of the last token.
+    Last = 1,
+}
+
+/// Computes the embedding of a text, given as tokens, and waits for it. `pooling` is a `millpond_pooling`. An embedding
+/// has as many values as `millpond_model_info` says.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn millpond_embed(
+    engine: *const EngineHandle,
+    tokens: *const u32,
+    count: usize,
+    pooling: i32,
+    values: *mut f32,
+    capacity: usize,
+    length: *mut usize,
+    error: *mut Error,
+) -> i32 {
+    let body = || {
+        // The engine itself is let go before the wait, so that it can be freed meanwhile.
+        let handle = handles::get::<Engine>(engine)?.handle();
+        let pooling = match pooling {
+            0 => engine::Pooling::Mean,
+            1 => engine::Pooling::Last,
+            other => return Err(Failure::new(Status::InvalidArgument, format!("pooling is {other}"))),
+        };
+        // SAFETY: the caller vouches for the memory.
+        let prompt = unsafe {
+            pointers::room(handle.model().spec.hidden, values, capacity, length)?;
+            pointers::slice("tokens", tokens, count)?.to_vec()
+        };
+        let request = engine::Request { embeddings: Some(pooling), ..engine::Request::new(prompt) };
+        let embedding = embedding(&handle, request)?;
+        // SAFETY: as above.
+        unsafe { pointers::fill(&embedding, values, capacity, length) }
+    };
+    // SAFETY: the caller vouches for `error`.
+    unsafe { guard(error, body) }
+}
+
+fn embedding(handle: &engine::EngineHandle, request: engine::Request) -> Result<Vec<f32>, Failure> {
+    let mut found = None;
+    for event in handle.submit(request).map_err(|error| submit_failure(&error))? {
+        match event {
+            Event::Embedding(values) => found = Some(values),
+            Event::Error(error) => return Err(request_failure(&error)),
+            _ => {}
+        }
+    }
+    found.ok_or_else(|| Failure::new(Status::Internal, "no embedding came"))
 }

@@ -2,32 +2,35 @@
 
 use std::ffi::{CStr, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr;
+use std::sync::Arc;
 
+use crate::handles::{self, Held};
 use crate::pointers;
 
-/// How a function ended. The numbers are part of the interface and never change their meaning.
-#[repr(i32)]
+/// How a function ended. The numbers never change their meaning; new ones may come.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Status {
     /// As it should.
     Ok = 0,
-    /// A pointer that must not be null is null.
+    /// A pointer that must not be NULL is.
     NullPointer = 1,
     /// A value out of its range, text that is no UTF-8, options that were not initialised.
     InvalidArgument = 2,
     /// The handle was never given out, has been freed, or is of another kind.
     InvalidHandle = 3,
-    /// The result does not fit; its size has been written.
+    /// The result does not fit; the size that is needed has been written.
     BufferTooSmall = 4,
     /// The model cannot be loaded.
     LoadFailed = 5,
-    /// The model lacks what is asked for: a tokenizer, a chat template.
+    /// The model or the engine lacks what is asked for: a tokenizer, a chat template, a folder for sessions.
     Unsupported = 6,
     /// Text or messages that the tokenizer or the chat template refuses.
     BadText = 7,
     /// The engine cannot be started.
     StartFailed = 8,
-    /// Too many requests wait already.
+    /// Too many requests wait already: try again later.
     QueueFull = 9,
     /// The request exceeds the context or the memory budget.
     TooLong = 10,
@@ -35,15 +38,21 @@ pub enum Status {
     Stopped = 11,
     /// The generation has been waited for already, or is being waited for.
     WrongOrder = 12,
-    /// An accepted request failed.
+    /// An accepted request failed; others go on.
     RequestFailed = 13,
     /// A defect of this library.
     Internal = 14,
+    /// A callback of the host gave up.
+    Cancelled = 15,
+    /// There is no session of that name.
+    NotFound = 16,
+    /// A session cannot be saved or loaded: damaged, of another model, or the system refuses.
+    SessionFailed = 17,
 }
 
 impl Status {
     /// Every status.
-    pub const ALL: [Status; 15] = [
+    pub const ALL: [Status; 18] = [
         Status::Ok,
         Status::NullPointer,
         Status::InvalidArgument,
@@ -59,27 +68,33 @@ impl Status {
         Status::WrongOrder,
         Status::RequestFailed,
         Status::Internal,
+        Status::Cancelled,
+        Status::NotFound,
+        Status::SessionFailed,
     ];
 
     /// Its name in the header.
     #[must_use]
     pub fn name(self) -> &'static CStr {
         match self {
-            Status::Ok => c"MILLPOND_OK",
-            Status::NullPointer => c"MILLPOND_NULL_POINTER",
-            Status::InvalidArgument => c"MILLPOND_INVALID_ARGUMENT",
-            Status::InvalidHandle => c"MILLPOND_INVALID_HANDLE",
-            Status::BufferTooSmall => c"MILLPOND_BUFFER_TOO_SMALL",
-            Status::LoadFailed => c"MILLPOND_LOAD_FAILED",
-            Status::Unsupported => c"MILLPOND_UNSUPPORTED",
-            Status::BadText => c"MILLPOND_BAD_TEXT",
-            Status::StartFailed => c"MILLPOND_START_FAILED",
-            Status::QueueFull => c"MILLPOND_QUEUE_FULL",
-            Status::TooLong => c"MILLPOND_TOO_LONG",
-            Status::Stopped => c"MILLPOND_STOPPED",
-            Status::WrongOrder => c"MILLPOND_WRONG_ORDER",
-            Status::RequestFailed => c"MILLPOND_REQUEST_FAILED",
-            Status::Internal => c"MILLPOND_INTERNAL",
+            Status::Ok => c"MILLPOND_STATUS_OK",
+            Status::NullPointer => c"MILLPOND_STATUS_NULL_POINTER",
+            Status::InvalidArgument => c"MILLPOND_STATUS_INVALID_ARGUMENT",
+            Status::InvalidHandle => c"MILLPOND_STATUS_INVALID_HANDLE",
+            Status::BufferTooSmall => c"MILLPOND_STATUS_BUFFER_TOO_SMALL",
+            Status::LoadFailed => c"MILLPOND_STATUS_LOAD_FAILED",
+            Status::Unsupported => c"MILLPOND_STATUS_UNSUPPORTED",
+            Status::BadText => c"MILLPOND_STATUS_BAD_TEXT",
+            Status::StartFailed => c"MILLPOND_STATUS_START_FAILED",
+            Status::QueueFull => c"MILLPOND_STATUS_QUEUE_FULL",
+            Status::TooLong => c"MILLPOND_STATUS_TOO_LONG",
+            Status::Stopped => c"MILLPOND_STATUS_STOPPED",
+            Status::WrongOrder => c"MILLPOND_STATUS_WRONG_ORDER",
+            Status::RequestFailed => c"MILLPOND_STATUS_REQUEST_FAILED",
+            Status::Internal => c"MILLPOND_STATUS_INTERNAL",
+            Status::Cancelled => c"MILLPOND_STATUS_CANCELLED",
+            Status::NotFound => c"MILLPOND_STATUS_NOT_FOUND",
+            Status::SessionFailed => c"MILLPOND_STATUS_SESSION_FAILED",
         }
     }
 }
@@ -87,24 +102,21 @@ impl Status {
 /// Bytes of a message, the closing zero included.
 pub const MESSAGE_BYTES: usize = 512;
 
-/// A status and what there is to say about it: `millpond_error`.
+/// A status and what there is to say about it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Error {
-    /// A [`Status`].
+    /// A `millpond_status`.
     pub status: i32,
     /// UTF-8, closed by a zero; cut between characters if too long. Empty after success.
-    pub message: [u8; MESSAGE_BYTES],
+    pub message: [c_char; MESSAGE_BYTES],
 }
 
 impl Error {
     fn new(status: Status, message: &str) -> Error {
-        let mut error = Error { status: status as i32, message: [0; MESSAGE_BYTES] };
         // A zero inside would end the message for the host.
         let message = message.replace('\0', "\u{fffd}");
-        let end = message.floor_char_boundary(MESSAGE_BYTES - 1);
-        error.message[..end].copy_from_slice(&message.as_bytes()[..end]);
-        error
+        Error { status: status as i32, message: pointers::closed(&message) }
     }
 }
 
@@ -125,9 +137,6 @@ impl Failure {
 }
 
 /// Runs the body of a function: writes its error, if the host wants it, and stops panics.
-///
-/// # Safety
-/// `error` is null or points to memory for an [`Error`].
 pub unsafe fn guard(error: *mut Error, body: impl FnOnce() -> Result<(), Failure>) -> i32 {
     // Nothing a body leaves half done is used after a panic: handles are looked up anew by every call.
     let outcome = catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
@@ -150,7 +159,23 @@ pub unsafe fn guard(error: *mut Error, body: impl FnOnce() -> Result<(), Failure
     }
 }
 
-/// The name of a status; null for a number that is none.
+/// Runs a body with the object that a handle stands for.
+pub(crate) unsafe fn with<T: Held>(
+    handle: *const T::Opaque,
+    error: *mut Error,
+    body: impl FnOnce(Arc<T>) -> Result<(), Failure>,
+) -> i32 {
+    // SAFETY: the caller vouches for `error`.
+    unsafe { guard(error, || body(handles::get::<T>(handle)?)) }
+}
+
+/// Writes the defaults of a structure.
+pub(crate) unsafe fn initialise<T>(structure: *mut T, defaults: impl FnOnce() -> T) -> i32 {
+    // SAFETY: null takes no error, and the caller vouches for the structure.
+    unsafe { guard(ptr::null_mut(), || pointers::write("the structure", structure, defaults())) }
+}
+
+/// The name of a status, such as "MILLPOND_STATUS_OK"; NULL for a number that is none. It lives for ever.
 #[unsafe(no_mangle)]
 pub extern "C" fn millpond_status_name(status: i32) -> *const c_char {
     match Status::ALL.iter().find(|known| **known as i32 == status) {
@@ -159,7 +184,7 @@ pub extern "C" fn millpond_status_name(status: i32) -> *const c_char {
     }
 }
 
-/// The version of the library, such as "0.1.0".
+/// The version of the library, such as "0.1.0". It lives for ever.
 #[unsafe(no_mangle)]
 pub extern "C" fn millpond_version() -> *const c_char {
     const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
@@ -171,7 +196,8 @@ mod tests {
     use super::*;
 
     fn text(error: &Error) -> &str {
-        CStr::from_bytes_until_nul(&error.message).unwrap().to_str().unwrap()
+        // SAFETY: a message is closed by a zero.
+        unsafe { CStr::from_ptr(error.message.as_ptr()) }.to_str().unwrap()
     }
 
     #[test]
@@ -197,6 +223,6 @@ mod tests {
             let name = unsafe { CStr::from_ptr(millpond_status_name(status as i32)) };
             assert_eq!(name, status.name());
         }
-        assert!(millpond_status_name(-1).is_null() && millpond_status_name(15).is_null());
+        assert!(millpond_status_name(-1).is_null() && millpond_status_name(18).is_null());
     }
 }

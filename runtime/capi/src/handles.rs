@@ -12,25 +12,22 @@ use millpond::model::Model;
 use crate::failure::{Failure, Status};
 use crate::generation::Running;
 
-/// `millpond_model`.
-#[repr(C)]
+/// Weights and tokenizer of a model.
 #[derive(Debug)]
 pub struct ModelHandle {
-    opaque: [u8; 0],
+    _opaque: [u8; 0],
 }
 
-/// `millpond_engine`.
-#[repr(C)]
+/// Threads that run requests for a model.
 #[derive(Debug)]
 pub struct EngineHandle {
-    opaque: [u8; 0],
+    _opaque: [u8; 0],
 }
 
-/// `millpond_generation`.
-#[repr(C)]
+/// A request under way.
 #[derive(Debug)]
 pub struct GenerationHandle {
-    opaque: [u8; 0],
+    _opaque: [u8; 0],
 }
 
 /// What the table holds.

@@ -1,4 +1,5 @@
-//! Reading and writing what hosts point to.
+//! Reading and writing what hosts point to. The contract of the crate holds here too: what is not null points to what its
+//! type says.
 
 use std::ffi::{CStr, c_char};
 use std::path::PathBuf;
@@ -20,9 +21,6 @@ fn check<T>(name: &str, pointer: *const T) -> Result<(), Failure> {
 }
 
 /// Writes `value`.
-///
-/// # Safety
-/// `pointer` is null or points to memory for a `T`.
 pub(crate) unsafe fn write<T>(name: &str, pointer: *mut T, value: T) -> Result<(), Failure> {
     check(name, pointer)?;
     // SAFETY: not null, aligned, and the caller vouches for the memory.
@@ -31,9 +29,6 @@ pub(crate) unsafe fn write<T>(name: &str, pointer: *mut T, value: T) -> Result<(
 }
 
 /// Writes `value` unless `pointer` is null.
-///
-/// # Safety
-/// As [`write()`].
 pub(crate) unsafe fn write_optional<T>(name: &str, pointer: *mut T, value: T) -> Result<(), Failure> {
     if pointer.is_null() {
         return Ok(());
@@ -42,10 +37,17 @@ pub(crate) unsafe fn write_optional<T>(name: &str, pointer: *mut T, value: T) ->
     unsafe { write(name, pointer, value) }
 }
 
+/// Text as an array that is closed by a zero, cut between characters if too long.
+pub(crate) fn closed<const N: usize>(text: &str) -> [c_char; N] {
+    let mut bytes = [0; N];
+    let end = text.floor_char_boundary(N - 1);
+    for (place, &byte) in bytes.iter_mut().zip(&text.as_bytes()[..end]) {
+        *place = byte as c_char;
+    }
+    bytes
+}
+
 /// A slice; null stands for an empty one.
-///
-/// # Safety
-/// `pointer` is null or points to `count` values that do not change while the result is used.
 pub(crate) unsafe fn slice<'a, T>(name: &str, pointer: *const T, count: usize) -> Result<&'a [T], Failure> {
     if count == 0 {
         return Ok(&[]);
@@ -62,9 +64,6 @@ pub(crate) unsafe fn slice<'a, T>(name: &str, pointer: *const T, count: usize) -
 }
 
 /// Text of a known length.
-///
-/// # Safety
-/// As [`slice`].
 pub(crate) unsafe fn text<'a>(name: &str, pointer: *const c_char, bytes: usize) -> Result<&'a str, Failure> {
     // SAFETY: the caller vouches for the memory.
     let bytes = unsafe { slice(name, pointer.cast::<u8>(), bytes) }?;
@@ -77,9 +76,6 @@ fn utf8<'a>(name: &str, bytes: &'a [u8]) -> Result<&'a str, Failure> {
 }
 
 /// Text closed by a zero.
-///
-/// # Safety
-/// `pointer` is null or points to bytes, one of them zero, that do not change while the result is used.
 pub(crate) unsafe fn string<'a>(name: &str, pointer: *const c_char) -> Result<&'a str, Failure> {
     check(name, pointer)?;
     // SAFETY: not null, and the caller vouches for the closing zero.
@@ -87,9 +83,6 @@ pub(crate) unsafe fn string<'a>(name: &str, pointer: *const c_char) -> Result<&'
 }
 
 /// Text closed by a zero; `None` for null.
-///
-/// # Safety
-/// As [`string`].
 pub(crate) unsafe fn optional_string<'a>(
     name: &str,
     pointer: *const c_char,
@@ -102,18 +95,12 @@ pub(crate) unsafe fn optional_string<'a>(
 }
 
 /// A path closed by a zero: UTF-8.
-///
-/// # Safety
-/// As [`string`].
 pub(crate) unsafe fn path(name: &str, pointer: *const c_char) -> Result<PathBuf, Failure> {
     // SAFETY: the caller vouches for the memory.
     unsafe { string(name, pointer) }.map(PathBuf::from)
 }
 
 /// A structure whose first field tells its size, as its `init` function wrote it.
-///
-/// # Safety
-/// `pointer` is null or points to a `T` whose first field is a `usize`.
 pub(crate) unsafe fn sized<T: Copy>(name: &str, pointer: *const T) -> Result<T, Failure> {
     check(name, pointer)?;
     // SAFETY: not null, aligned, and the first field is a size.
@@ -126,11 +113,27 @@ pub(crate) unsafe fn sized<T: Copy>(name: &str, pointer: *const T) -> Result<T, 
     Ok(unsafe { pointer.read() })
 }
 
+/// Writes the length of a result to come, and checks that the host has room for it.
+pub(crate) unsafe fn room<T>(
+    needed: usize,
+    buffer: *mut T,
+    capacity: usize,
+    length: *mut usize,
+) -> Result<(), Failure> {
+    // SAFETY: the caller vouches for the memory.
+    unsafe { write("length", length, needed) }?;
+    if needed > capacity {
+        let message = format!("the result needs room for {needed}, there is room for {capacity}");
+        return Err(Failure::new(Status::BufferTooSmall, message));
+    }
+    match needed {
+        0 => Ok(()),
+        _ => check("buffer", buffer),
+    }
+}
+
 /// Copies a result to where the host wants it, and its length in any case, so that a host can ask for the length first
 /// with a capacity of 0.
-///
-/// # Safety
-/// `buffer` is null or has room for `capacity` values; `length` is null or points to a `usize`.
 pub(crate) unsafe fn fill<T: Copy>(
     values: &[T],
     buffer: *mut T,
@@ -138,16 +141,10 @@ pub(crate) unsafe fn fill<T: Copy>(
     length: *mut usize,
 ) -> Result<(), Failure> {
     // SAFETY: the caller vouches for the memory.
-    unsafe { write("length", length, values.len()) }?;
-    if values.len() > capacity {
-        let message = format!("the result needs room for {}, there is room for {capacity}", values.len());
-        return Err(Failure::new(Status::BufferTooSmall, message));
+    unsafe { room(values.len(), buffer, capacity, length) }?;
+    if !values.is_empty() {
+        // SAFETY: not null, aligned, and with room for `capacity` values, which is enough; what is new cannot overlap.
+        unsafe { buffer.copy_from_nonoverlapping(values.as_ptr(), values.len()) };
     }
-    if values.is_empty() {
-        return Ok(());
-    }
-    check("buffer", buffer)?;
-    // SAFETY: not null, aligned, and with room for `capacity` values, which is enough; what is new cannot overlap.
-    unsafe { buffer.copy_from_nonoverlapping(values.as_ptr(), values.len()) };
     Ok(())
 }

@@ -1,12 +1,17 @@
 //! A host that calls anything with anything, in any order, from two threads.
 
+use std::ffi::{CString, c_char};
+use std::mem::MaybeUninit;
 use std::ptr::{null, null_mut};
 
 use millpond_capi::Status;
 use millpond_capi::engine::*;
 use millpond_capi::generation::*;
 use millpond_capi::handles::{EngineHandle, GenerationHandle, ModelHandle};
+use millpond_capi::listener::*;
 use millpond_capi::model::*;
+use millpond_capi::request::*;
+use millpond_capi::sessions::*;
 use millpond_capi::text::*;
 use millpond_capi::types::*;
 
@@ -33,6 +38,8 @@ impl Random {
 struct Host {
     random: Random,
     handles: Vec<usize>,
+    /// Of sessions, shared by all hosts.
+    folder: CString,
 }
 
 impl Host {
@@ -45,6 +52,60 @@ impl Host {
                 let index = self.random.below(self.handles.len());
                 std::ptr::without_provenance_mut(self.handles[index])
             }
+        }
+    }
+
+    /// A name of a session, good or bad.
+    fn name(&mut self) -> *const c_char {
+        let names = [c"a", c"b", c"c", c"", c"../a", c"\xff"];
+        match self.random.below(names.len() + 1) {
+            0 => null(),
+            index => names[index - 1].as_ptr(),
+        }
+    }
+
+    fn session(&mut self) -> i32 {
+        let mut count = 0;
+        let mut infos = [const { MaybeUninit::<SessionInfo>::uninit() }; 2];
+        let mut tokens = [0_u32; 64];
+        let (infos, tokens) = (infos.as_mut_ptr().cast(), tokens.as_mut_ptr());
+        let (capacity, count) = (self.random.below(65), &raw mut count);
+        // SAFETY: handles and names may be anything; buffers live and have the size given.
+        unsafe {
+            match self.random.below(6) {
+                0 => millpond_session_save(self.any(), self.name(), self.name(), null_mut(), null_mut()),
+                1 => {
+                    let (engine, file, session) = (self.any(), self.name(), self.name());
+                    millpond_session_load(engine, file, session, tokens, capacity, count, null_mut())
+                }
+                2 => millpond_session_list(self.any(), infos, capacity % 3, count, null_mut()),
+                3 => millpond_session_describe(self.any(), self.name(), infos, null_mut()),
+                4 => millpond_session_delete(self.any(), self.name(), null_mut()),
+                _ => millpond_session_forget(self.any(), self.name(), null_mut()),
+            }
+        }
+    }
+
+    fn listen(&mut self) -> i32 {
+        // SAFETY: a listener that was not initialised is an error; functions are null.
+        unsafe {
+            let mut listener = std::mem::zeroed::<Listener>();
+            if self.random.below(4) > 0 {
+                assert_eq!(millpond_listener_init(&raw mut listener), 0);
+            }
+            millpond_generation_listen(self.any(), &raw const listener, null_mut(), null_mut())
+        }
+    }
+
+    fn embed(&mut self) -> i32 {
+        let (mut length, mut values) = (0, [0.0_f32; 2048]);
+        let tokens = [1_u32, 2, u32::MAX];
+        let (count, pooling) = (self.random.below(4), self.random.below(4) as i32 - 1);
+        let (capacity, values) = (self.random.below(2) * values.len(), values.as_mut_ptr());
+        // SAFETY: everything lives during the call and has the size given.
+        unsafe {
+            let (engine, tokens) = (self.any(), tokens.as_ptr());
+            millpond_embed(engine, tokens, count, pooling, values, capacity, &raw mut length, null_mut())
         }
     }
 
@@ -70,6 +131,7 @@ impl Host {
             let mut options = std::mem::zeroed::<EngineOptions>();
             assert_eq!(millpond_engine_options_init(&raw mut options), 0);
             (options.threads, options.context) = (1, 64);
+            options.session_dir = self.folder.as_ptr();
             millpond_engine_start(self.any(), &raw const options, &raw mut engine, null_mut())
         };
         self.keep(status, engine)
@@ -84,6 +146,9 @@ impl Host {
             assert_eq!(millpond_request_init(&raw mut request), 0);
             (request.prompt, request.prompt_count) = (prompt.as_ptr(), self.random.below(4));
             request.max_tokens = self.random.below(6) as i64 - 1;
+            request.logprobs = self.random.below(4) as i32 - 2;
+            request.echo = self.random.below(2) as i32;
+            request.session = self.name();
             millpond_generation_start(self.any(), &raw const request, &raw mut generation, null_mut())
         };
         self.keep(status, generation)
@@ -93,7 +158,7 @@ impl Host {
         let mut length = 0;
         // SAFETY: handles may be anything; all else is null or lives during the call.
         unsafe {
-            match self.random.below(16) {
+            match self.random.below(22) {
                 0 | 1 => self.load(),
                 2 | 3 => self.start(),
                 4..=6 => self.submit(),
@@ -108,6 +173,15 @@ impl Host {
                     let bytes = self.random.below(3);
                     millpond_tokenize(self.any(), text, bytes, 1, null_mut(), 0, &raw mut length, null_mut())
                 }
+                15 => self.listen(),
+                16 => self.embed(),
+                17 => millpond_engine_stats(self.any(), null_mut(), null_mut()),
+                18 => {
+                    let messages = c"[{}]".as_ptr();
+                    let (model, no) = (self.any(), null_mut());
+                    millpond_chat_render(model, messages, null(), no, 0, &raw mut length, null_mut())
+                }
+                19..=20 => self.session(),
                 _ => millpond_model_describe(self.any(), null_mut(), null_mut()),
             }
         }
@@ -115,10 +189,10 @@ impl Host {
 }
 
 /// Calls a number of times and returns how often each status came.
-fn run(seed: u64) -> [usize; Status::ALL.len()] {
-    let mut host = Host { random: Random(seed), handles: Vec::new() };
+fn run(seed: u64, folder: CString) -> [usize; Status::ALL.len()] {
+    let mut host = Host { random: Random(seed), handles: Vec::new(), folder };
     let mut seen = [0; Status::ALL.len()];
-    for _ in 0..400 {
+    for _ in 0..600 {
         let status = host.call();
         assert_ne!(status, Status::Internal as i32);
         seen[usize::try_from(status).expect("a status")] += 1;
@@ -136,9 +210,12 @@ fn run(seed: u64) -> [usize; Status::ALL.len()] {
 
 #[test]
 fn no_order_of_calls_hurts() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = CString::new(folder.path().to_str().unwrap()).unwrap();
     let runs: Vec<_> = [0x9e37_79b9_7f4a_7c15, 0xd1b5_4a32_d192_ed03]
         .into_iter()
-        .map(|seed| std::thread::spawn(move || run(seed)))
+        .map(|seed| (seed, path.clone()))
+        .map(|(seed, path)| std::thread::spawn(move || run(seed, path)))
         .collect();
     for run in runs {
         let seen = run.join().expect("no panic");

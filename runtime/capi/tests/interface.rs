@@ -1,113 +1,20 @@
 //! The interface as a host meets it, careless hosts included.
 
-use std::ffi::{CStr, CString, c_char, c_void};
+mod common;
+
+use std::ffi::{c_char, c_void};
 use std::path::Path;
 use std::ptr::{null, null_mut};
 
+use common::*;
 use millpond_capi::Status;
 use millpond_capi::engine::*;
-use millpond_capi::failure::{Error, MESSAGE_BYTES};
 use millpond_capi::generation::*;
-use millpond_capi::handles::{EngineHandle, GenerationHandle, ModelHandle};
+use millpond_capi::handles::GenerationHandle;
 use millpond_capi::model::*;
+use millpond_capi::request::*;
 use millpond_capi::text::*;
 use millpond_capi::types::*;
-
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../server/assets/delta-48m-Q4_K_M.gguf");
-const KING: &str = "The king looked at the dragon and said";
-/// More tokens than the engine generates ahead of a host that does not read them: such a request cannot end by itself
-/// before the test has done what it wants to do meanwhile.
-const LONG: i64 = 1500;
-
-fn no_error() -> Error {
-    Error { status: -1, message: [0; MESSAGE_BYTES] }
-}
-
-fn message(error: &Error) -> &str {
-    CStr::from_bytes_until_nul(&error.message).unwrap().to_str().unwrap()
-}
-
-/// Loads a model; `Err` with what the library said.
-fn load(path: &Path) -> Result<*mut ModelHandle, (i32, String)> {
-    let path = CString::new(path.to_str().unwrap()).unwrap();
-    let (mut model, mut error) = (null_mut(), no_error());
-    // SAFETY: everything lives during the call.
-    let status = unsafe { millpond_model_load(path.as_ptr(), null(), &raw mut model, &raw mut error) };
-    assert_eq!(status, error.status);
-    if status == 0 {
-        assert!(!model.is_null());
-        Ok(model)
-    } else {
-        assert!(model.is_null());
-        Err((status, message(&error).to_owned()))
-    }
-}
-
-fn start(model: *mut ModelHandle) -> *mut EngineHandle {
-    let mut engine = null_mut();
-    // SAFETY: everything lives during the calls, and the options are initialised.
-    unsafe {
-        let mut options = std::mem::zeroed::<EngineOptions>();
-        assert_eq!(millpond_engine_options_init(&raw mut options), 0);
-        options.context = 2048;
-        options.threads = 1;
-        let mut error = no_error();
-        let status = millpond_engine_start(model, &raw const options, &raw mut engine, &raw mut error);
-        assert_eq!(status, 0, "{}", message(&error));
-    }
-    engine
-}
-
-fn free_all(model: *mut ModelHandle, engine: *mut EngineHandle) {
-    // SAFETY: no message is asked for.
-    unsafe {
-        assert_eq!(millpond_engine_free(engine, null_mut()), 0);
-        assert_eq!(millpond_model_free(model, null_mut()), 0);
-    }
-}
-
-fn tokens(model: *mut ModelHandle, text: &str) -> Vec<u32> {
-    let mut ids = vec![0; text.len() + 1];
-    let mut count = 0;
-    // SAFETY: everything lives during the call and has the size given.
-    let status = unsafe {
-        let (text, bytes) = (text.as_ptr().cast(), text.len());
-        millpond_tokenize(model, text, bytes, 0, ids.as_mut_ptr(), ids.len(), &raw mut count, null_mut())
-    };
-    assert_eq!(status, 0);
-    ids.truncate(count);
-    ids
-}
-
-fn request(prompt: &[u32], max_tokens: i64) -> Request {
-    // SAFETY: zeros are a value of every field, and `init` writes them all.
-    let mut request = unsafe { std::mem::zeroed::<Request>() };
-    // SAFETY: the request lives during the call.
-    assert_eq!(unsafe { millpond_request_init(&raw mut request) }, 0);
-    request.prompt = prompt.as_ptr();
-    request.prompt_count = prompt.len();
-    request.max_tokens = max_tokens;
-    request.temperature = 0.0;
-    request.ignore_eos = 1;
-    request
-}
-
-fn submit(engine: *mut EngineHandle, request: &Request) -> *mut GenerationHandle {
-    let (mut generation, mut error) = (null_mut(), no_error());
-    // SAFETY: everything lives during the call.
-    let status = unsafe { millpond_generation_start(engine, request, &raw mut generation, &raw mut error) };
-    assert_eq!(status, 0, "{}", message(&error));
-    generation
-}
-
-unsafe extern "C" fn collect(text: *const c_char, bytes: usize, user_data: *mut c_void) -> i32 {
-    // SAFETY: the library passes text of that size, and the tests a `String`.
-    unsafe {
-        let piece = std::slice::from_raw_parts(text.cast::<u8>(), bytes);
-        (*user_data.cast::<String>()).push_str(std::str::from_utf8(piece).unwrap());
-    }
-    0
-}
 
 unsafe extern "C" fn refuse(_text: *const c_char, _bytes: usize, calls: *mut c_void) -> i32 {
     // SAFETY: the tests pass a counter.
@@ -130,18 +37,7 @@ fn text_is_streamed_as_the_library_streams_it() {
     let model = load(Path::new(MODEL)).unwrap();
     let engine = start(model);
     let prompt = tokens(model, KING);
-    let generation = submit(engine, &request(&prompt, 8));
-    let mut text = String::new();
-    let mut result = Outcome::default();
-    // SAFETY: everything lives during the calls.
-    unsafe {
-        let user_data = (&raw mut text).cast();
-        assert_eq!(
-            millpond_generation_wait(generation, Some(collect), user_data, &raw mut result, null_mut()),
-            0
-        );
-        assert_eq!(millpond_generation_free(generation, null_mut()), 0);
-    }
+    let (text, result) = answer(engine, &request(&prompt, 8));
     free_all(model, engine);
     assert_eq!((result.finish, result.completion_tokens), (Finish::Length as i32, 8));
     assert_eq!(result.prompt_tokens, prompt.len());
@@ -284,7 +180,7 @@ fn null_is_an_error_or_nothing() {
             null_pointer
         );
         assert_eq!(
-            millpond_chat_render(model, null(), 1, null_mut(), 0, &raw mut count, null_mut()),
+            millpond_chat_render(model, null(), null(), null_mut(), 0, &raw mut count, null_mut()),
             null_pointer
         );
         assert_eq!(millpond_model_free(model, null_mut()), 0);
@@ -321,6 +217,11 @@ fn nonsense_in_arguments_is_an_error() {
             (Request { prompt_count: 0, ..base }, invalid),
             (Request { json_schema: c"{".as_ptr(), ..base }, invalid),
             (Request { grammar: c"root ::= ".as_ptr(), json_schema: c"{}".as_ptr(), ..base }, invalid),
+            (Request { lark: c"start: \"a\"".as_ptr(), regex: c"a".as_ptr(), ..base }, invalid),
+            (Request { regex: c"(".as_ptr(), ..base }, invalid),
+            (Request { logprobs: 65, ..base }, invalid),
+            (Request { logprobs: -2, ..base }, invalid),
+            (Request { session: c"\xff".as_ptr(), ..base }, invalid),
             (Request { stop: null(), stop_count: 2, ..base }, Status::NullPointer as i32),
             (Request { max_tokens: 100_000, ..base }, Status::TooLong as i32),
         ];
@@ -397,14 +298,16 @@ fn text_goes_to_tokens_and_back_in_buffers_of_any_size() {
         assert_eq!(millpond_model_name(model, null_mut(), 0, &raw mut length, null_mut()), small);
 
         let messages = c"[{\"role\": \"user\", \"content\": \"Hello\"}]".as_ptr();
-        let rendered = millpond_chat_render(model, messages, 1, null_mut(), 0, &raw mut length, null_mut());
-        let tokenised =
-            millpond_chat_tokenize(model, messages, 1, null_mut(), 0, &raw mut length, null_mut());
+        let (no, options) = (null_mut(), null());
+        let rendered = millpond_chat_render(model, messages, options, no, 0, &raw mut length, null_mut());
+        let no = null_mut();
+        let tokenised = millpond_chat_tokenize(model, messages, options, no, 0, &raw mut length, null_mut());
         let expected = if info.has_chat_template == 1 { small } else { Status::Unsupported as i32 };
         assert_eq!((rendered, tokenised), (expected, expected));
         for bad in [c"", c"{}", c"[1", c"null"] {
+            let (no, bad_messages) = (null_mut(), bad.as_ptr());
             let status =
-                millpond_chat_render(model, bad.as_ptr(), 1, null_mut(), 0, &raw mut length, null_mut());
+                millpond_chat_render(model, bad_messages, null(), no, 0, &raw mut length, null_mut());
             assert_eq!(status, Status::BadText as i32, "{bad:?}");
         }
         assert_eq!(millpond_model_free(model, null_mut()), 0);
