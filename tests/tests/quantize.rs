@@ -174,6 +174,45 @@ fn each_type_loads_and_loses_little() {
     }
 }
 
+/// What llama-quantize (build 11434) loses on the same weights, read with gguf-py: type, format, tensors of it, and the
+/// root mean square of their errors as a share of the weights' own, both weighed with the squares of the weights.
+const LLAMA_CPP: [(QuantizeType, QFormat, usize, f64); 8] = [
+    (QuantizeType::Q4_0, QFormat::Q4_0, 25, 0.048956),
+    (QuantizeType::Q4_0, QFormat::Q6K, 1, 0.008760),
+    (QuantizeType::Q4_K_M, QFormat::Q4K, 21, 0.038776),
+    (QuantizeType::Q4_K_M, QFormat::Q6K, 5, 0.008767),
+    (QuantizeType::Q5_K_M, QFormat::Q5K, 21, 0.020252),
+    (QuantizeType::Q5_K_M, QFormat::Q6K, 5, 0.008767),
+    (QuantizeType::Q6_K, QFormat::Q6K, 26, 0.008761),
+    (QuantizeType::Q8_0, QFormat::Q8_0, 26, 0.002913),
+];
+
+#[test]
+fn no_more_is_lost_than_by_llama_cpp() {
+    let out = tempfile::tempdir().unwrap();
+    let path = out.path().join("model.gguf");
+    let input = data("golden/qwen35-real-heads");
+    run(&input, &path, QuantizeType::F32).unwrap();
+    let original = stored(std::slice::from_ref(&path));
+    for (kind, format, tensors, theirs) in LLAMA_CPP {
+        run(&input, &path, kind).unwrap();
+        let (mut found, mut lost, mut whole) = (0, 0.0, 0.0);
+        for (name, tensor) in stored(std::slice::from_ref(&path)) {
+            if tensor.0.kind.format == Some(format) {
+                found += 1;
+                for (value, expected) in values(&tensor).iter().zip(values(&original[&name])) {
+                    let (error, expected) = (f64::from(value - expected), f64::from(expected));
+                    lost += (expected * error).powi(2);
+                    whole += expected.powi(4);
+                }
+            }
+        }
+        let ours = (lost / whole).sqrt();
+        assert_eq!(found, tensors, "{kind} {}", format.name());
+        assert!(ours <= 1.002 * theirs, "{kind} {}: {ours}, llama.cpp's {theirs}", format.name());
+    }
+}
+
 #[test]
 fn threads_do_not_change_the_file() {
     let out = tempfile::tempdir().unwrap();
