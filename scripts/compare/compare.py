@@ -60,13 +60,13 @@ class Test:
         return name
 
 
-def run(options, arguments, folder=None):
+def run(options, arguments, folder=None, wrap=True):
     """What a program that must succeed wrote, its seconds and its largest resident memory in MiB, as `inside` says it."""
     environment = dict(os.environ)
     if folder:
         environment["LD_LIBRARY_PATH"] = f"{folder}:{environment.get('LD_LIBRARY_PATH', '')}"
     # The clock runs inside what wraps the program, which may wait for its turn.
-    inside = [*options.wrap, sys.executable, __file__, "--inside", options.timeout, *arguments]
+    inside = [*(options.wrap if wrap else []), sys.executable, __file__, "--inside", options.timeout, *arguments]
     done = subprocess.run(
         [str(argument) for argument in inside], stdin=subprocess.DEVNULL, capture_output=True, env=environment
     )
@@ -112,7 +112,7 @@ def wait(child, deadline):
 def reason(errors):
     """The line of a program's complaints that says most."""
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    for pattern in (r"assert\w*\(|exception|panicked", r"error|fail|unknown|unsupported|not supported"):
+    for pattern in (r"assert\w*\(|panicked|^\w*Error: ", r"error|fail|unknown|unsupported|not supported"):
         telling = [line for line in lines if re.search(pattern, line, re.I)]
         if telling:
             break
@@ -126,7 +126,7 @@ class Millpond:
     def __init__(self, options):
         self.program = options.millpond
         self.options = options
-        self.version = run(options, [self.program, "--version"])["text"].strip()
+        self.version = run(options, [self.program, "--version"], wrap=False)["text"].strip()
 
     def measure(self, model, test):
         options = self.options
@@ -149,7 +149,7 @@ class LlamaCpp:
     def __init__(self, options):
         self.folder = options.llama_bin or build_llama(options)
         self.options = options
-        report = run(options, [self.folder / "llama-completion", "--version"], self.folder)
+        report = run(options, [self.folder / "llama-completion", "--version"], self.folder, wrap=False)
         lines = (report["text"] + report["errors"]).splitlines()
         self.version = "; ".join(line.strip() for line in lines[:2]) or "unknown version"
 
@@ -186,7 +186,8 @@ class Driven:
         self.options = options
         command = f"import importlib.metadata as m; print(m.version({self.package!r}))"
         built = "built for this processor" if options.native and self.can_build else "wheel"
-        self.version = f"{self.package} {run(options, [self.python, '-c', command])['text'].strip()}, {built}"
+        report = run(options, [self.python, "-c", command], wrap=False)
+        self.version = f"{self.package} {report['text'].strip()}, {built}"
 
     def measure(self, model, test):
         arguments = [self.python, HERE / self.script, model, self.options.threads, test.kind]
@@ -271,13 +272,29 @@ def tests_of(options):
 
 def open_peers(options):
     """The programs that are there, and why the others are not."""
-    programs, absent = [Millpond(options)], {}
+    try:
+        programs, absent = [Millpond(options)], {}
+    except CannotRun as error:
+        sys.exit(f"{options.millpond}: {error}")
     for name in options.peers:
         try:
             programs.append(PEERS[name](options))
         except (CannotRun, OSError, subprocess.SubprocessError) as error:
             absent[name] = str(error)
     return programs, absent
+
+
+def measure(program, model, test):
+    """One measurement; what fails is tried once more."""
+    for last in (False, True):
+        try:
+            return program.measure(model, test)
+        except CannotRun:
+            if last:
+                raise
+        except (json.JSONDecodeError, IndexError, KeyError, StopIteration) as error:
+            if last:
+                raise CannotRun(f"an answer that is not understood: {error!r}") from None
 
 
 def measure_all(options, programs, tests):
@@ -294,12 +311,9 @@ def measure_all(options, programs, tests):
                     continue
                 model = options.packed if options.packed and program.name == "Millpond" else options.model
                 try:
-                    value, resident = program.measure(model, test)
+                    value, resident = measure(program, model, test)
                 except CannotRun as error:
                     refused[key] = str(error)
-                    continue
-                except (json.JSONDecodeError, IndexError, KeyError, StopIteration) as error:
-                    refused[key] = f"an answer that is not understood: {error!r}"
                     continue
                 samples[key].append(value)
                 memory[key] = max(memory.get(key, 0), resident)
@@ -402,7 +416,8 @@ def parse_arguments():
     unknown = [name for name in options.peers if name not in PEERS]
     if unknown:
         parser.error(f"unknown peer {unknown[0]}; one of {', '.join(PEERS)} expected")
-    options.work = options.work.resolve()
+    options.work, options.millpond = options.work.resolve(), options.millpond.resolve()
+    options.llama_bin = options.llama_bin and options.llama_bin.resolve()
     options.work.mkdir(parents=True, exist_ok=True)
     return options
 
