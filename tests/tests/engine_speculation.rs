@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use millpond::engine::{DraftSource, Engine, EngineOptions, Generation, Request, SpecMode, SubmitError};
+use millpond::engine::{DraftSource, Engine, EngineOptions, Generation, Request, SpecMode};
 use millpond::model::Model;
+use millpond::runner::BufferOptions;
 use millpond::sample::SamplingParams;
 use millpond_tests::engines::{
     Answer, Golden, answer, built_in_model, collect, engine, golden_model, greedy, options,
@@ -189,9 +190,16 @@ fn adaptive_drafts_beside_prompts_change_no_token() {
     assert_eq!(together, plain);
 }
 
+/// Long greedy answers keep their bits with drafts of the head, at the plain recurrence and with the buffer.
 #[test]
-fn a_head_that_is_not_there_is_refused() {
-    let engine = engine(&golden_model("qwen35-dense"), options());
-    let request = Request { spec: Some(SpecMode::Mtp), ..greedy(&[1], 1) };
-    assert!(matches!(engine.handle().submit(request), Err(SubmitError::Invalid(_))));
+fn long_answers_keep_their_bits() {
+    let model = built_in_model();
+    let request = Request { logprobs: Some(1), ..greedy(&story(&model), 600) };
+    for interval in [1, 16] {
+        let buffer = BufferOptions { fold_interval: interval, ..BufferOptions::default() };
+        let plain = answer(&engine(&model, EngineOptions { buffer, ..options() }), request.clone());
+        let drafted = answer(&engine(&model, EngineOptions { buffer, ..with_head(3) }), request.clone());
+        assert_eq!((&drafted.tokens, &drafted.logprobs), (&plain.tokens, &plain.logprobs), "C = {interval}");
+        assert!(drafted.usage.accepted > 100);
+    }
 }

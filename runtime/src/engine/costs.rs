@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::speculation::Source;
+
 /// Most streams, and most drafted rows, up to which decode passes are told apart.
 const MAX: usize = 32;
 /// Weight of a new measurement of a prompt's rows.
@@ -16,7 +18,7 @@ const ENOUGH: usize = 3;
 struct Recent {
     seconds: [f64; REMEMBERED],
     count: usize,
-    /// The mean of the lower three quarters: what was disturbed by others is above.
+    /// The mean of the lower half: what was disturbed by others is above.
     typical: f64,
 }
 
@@ -27,7 +29,7 @@ impl Recent {
         let mut seconds = self.seconds;
         let seconds = &mut seconds[..self.count.min(REMEMBERED)];
         seconds.sort_by(f64::total_cmp);
-        let lower = &seconds[..(seconds.len() * 3).div_ceil(4)];
+        let lower = &seconds[..(seconds.len() / 2).max(1)];
         self.typical = lower.iter().sum::<f64>() / lower.len() as f64;
     }
 
@@ -43,14 +45,14 @@ pub(super) struct CostModel {
     decode: Vec<[Recent; MAX + 1]>,
     /// Seconds of a row of a prompt.
     prefill_row: Option<f64>,
-    /// Passes of the prediction head.
-    draft_pass: Recent,
+    /// Passes that make drafts, by their source.
+    draft_pass: [Recent; Source::ALL.len()],
 }
 
 impl Default for CostModel {
     fn default() -> CostModel {
         let decode = vec![[Recent::default(); MAX + 1]; MAX];
-        CostModel { decode, prefill_row: None, draft_pass: Recent::default() }
+        CostModel { decode, prefill_row: None, draft_pass: Default::default() }
     }
 }
 
@@ -74,14 +76,14 @@ impl CostModel {
         };
     }
 
-    /// Records passes of the prediction head.
-    pub(super) fn record_drafts(&mut self, passes: usize, took: Duration) {
-        self.draft_pass.record(took.as_secs_f64() / passes.max(1) as f64);
+    /// Records passes of the prediction head or the draft model.
+    pub(super) fn record_drafts(&mut self, source: Source, passes: usize, took: Duration) {
+        self.draft_pass[source as usize].record(took.as_secs_f64() / passes.max(1) as f64);
     }
 
-    /// Seconds of a pass of the prediction head; 0 until measured.
-    pub(super) fn draft_pass(&self) -> f64 {
-        self.draft_pass.typical().unwrap_or(0.0)
+    /// Seconds that a token of a draft costs before it is verified; 0 until measured.
+    pub(super) fn draft_pass(&self, source: Source) -> f64 {
+        self.draft_pass[source as usize].typical().unwrap_or(0.0)
     }
 
     /// Seconds of a pass over so many streams without drafts, once enough were measured.
@@ -107,13 +109,27 @@ impl CostModel {
         let mut rows = near.flatten().filter_map(|i| self.decode.get(i));
         let row = rows.find(|row| row.iter().any(|recent| recent.count > 0))?;
         let at = drafted.min(MAX);
-        let below = (0..=at).rev().find_map(|i| row[i].typical().map(|seconds| (i, seconds)));
-        let above = (at..=MAX).find_map(|i| row[i].typical().map(|seconds| (i, seconds)));
+        // One measurement may have been disturbed, or have touched its memory for the first time: until there are more,
+        // a drafted row is not believed to cost more than a plain one.
+        let most = |i: usize| {
+            row[0].typical().map_or(f64::INFINITY, |plain| plain * (1.0 + i as f64 / streams as f64))
+        };
+        let estimate = |i: usize| {
+            let seconds = row[i].typical()?;
+            Some((i, if i > 0 && row[i].count < ENOUGH { seconds.min(most(i)) } else { seconds }))
+        };
+        let below = (0..=at).rev().find_map(estimate);
+        let above = (at..=MAX).find_map(estimate);
         match (below, above) {
             (Some((i, a)), Some((j, b))) if i != j => Some(a + (b - a) * (at - i) as f64 / (j - i) as f64),
             (Some((_, seconds)), _) | (None, Some((_, seconds))) => Some(seconds),
             (None, None) => None,
         }
+    }
+
+    /// What of a decode pass's time it took by itself: more than a quarter above the usual was taken by others.
+    pub(super) fn own_share(&self, streams: usize, drafted: usize, took: f64) -> f64 {
+        self.decode_pass(streams, drafted).map_or(took, |usual| took.min(1.25 * usual))
     }
 
     /// Seconds of a row of a prompt.

@@ -5,12 +5,14 @@
 
 use std::time::Instant;
 
-use super::options::SpecMode;
-use super::speculation::{Acceptance, Candidate, MAX_DRAFT, Speculation};
+use super::draft_model::Ahead;
+use super::options::{DraftSource, SpecMode};
+use super::speculation::{Acceptance, Candidate, MAX_DRAFT, Source, Speculation};
 use super::stream::Stream;
 use super::worker::Worker;
 use crate::backend::{MtpSegment, WantLogits};
 use crate::sample::ngram::{self, NgramParams};
+use crate::sample::sampler::first_largest;
 
 /// Hidden states kept for the prediction head before it reads them.
 const MAX_TRAIL: usize = 64;
@@ -52,36 +54,51 @@ impl Trail {
     }
 }
 
+/// What an engine can draft with, besides earlier text.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sources {
+    /// Whether the prediction head is to follow, be it for those who go on from where the stream has been.
+    pub(super) head: bool,
+    /// Whether there is a draft model.
+    pub(super) model: bool,
+}
+
 /// How a stream drafts.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Drafter {
     mode: SpecMode,
+    shortest: usize,
     longest: usize,
     /// Whether the prediction head follows the stream.
     pub(super) follows: bool,
     pub(super) trail: Trail,
-    ngram: Acceptance,
-    head: Acceptance,
+    /// Whether the draft model may run ahead of the stream.
+    pub(super) models: bool,
+    pub(super) ahead: Ahead,
+    acceptance: [Acceptance; Source::ALL.len()],
     /// Proposed for the next window.
     pub(super) draft: Vec<u32>,
-    /// Whether the head proposed them.
-    by_head: bool,
-    /// Tokens the head is to propose.
-    wanted: usize,
+    /// Who proposes them.
+    source: Source,
+    /// Tokens the head or the draft model is to propose.
+    pub(super) wanted: usize,
 }
 
 impl Drafter {
-    /// A drafter; `head` says whether the model has a prediction head.
-    pub(super) fn new(mode: SpecMode, longest: usize, head: bool) -> Drafter {
+    /// A drafter for drafts of `shortest` to `longest` tokens.
+    pub(super) fn new(mode: SpecMode, shortest: usize, longest: usize, sources: Sources) -> Drafter {
+        let models = sources.model && longest > 0 && matches!(mode, SpecMode::Auto | SpecMode::Draft);
         Drafter {
             mode,
+            shortest,
             longest: longest.min(MAX_DRAFT),
-            follows: head && longest > 0 && matches!(mode, SpecMode::Auto | SpecMode::Mtp),
+            follows: sources.head,
             trail: Trail::default(),
-            ngram: Acceptance::default(),
-            head: Acceptance::default(),
+            models,
+            ahead: Ahead::default(),
+            acceptance: Default::default(),
             draft: Vec::new(),
-            by_head: false,
+            source: Source::Lookup,
             wanted: 0,
         }
     }
@@ -93,28 +110,25 @@ impl Drafter {
         }
     }
 
-    fn looks_up(&self) -> bool {
-        matches!(self.mode, SpecMode::Auto | SpecMode::Ngram) && self.longest > 0
+    /// Whether drafts may come from where `mode` has them from.
+    fn uses(&self, mode: SpecMode) -> bool {
+        self.longest > 0 && (self.mode == SpecMode::Auto || self.mode == mode)
     }
 }
 
-/// What is known about drafts beyond one stream.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Priors {
-    ngram: Acceptance,
-    head: Acceptance,
-}
+/// What is known about drafts beyond one stream: the acceptance of each source.
+pub(super) type Priors = [Acceptance; Source::ALL.len()];
 
 impl Worker {
     /// Lets a stream that enters begin with the acceptance that others have seen.
     pub(super) fn prime(&self, stream: &mut Stream) {
-        stream.drafter.ngram = self.priors.ngram;
-        stream.drafter.head = self.priors.head;
+        stream.drafter.acceptance = self.priors;
     }
 
     /// Fills the drafts of the streams that decode next. Returns the seconds it took.
     pub(super) fn draft(&mut self, decoding: &[u64]) -> f64 {
         let started = Instant::now();
+        self.usual_drafting = 0.0;
         let mut drafting = Vec::new();
         let mut candidates = Vec::new();
         for index in 0..self.running.len() {
@@ -136,10 +150,12 @@ impl Worker {
         };
         for (&index, &length) in drafting.iter().zip(&lengths) {
             let drafter = &mut self.running[index].drafter;
+            let length = if length < drafter.shortest { 0 } else { length };
             drafter.draft.truncate(length);
-            drafter.wanted = if drafter.by_head { length } else { 0 };
+            drafter.wanted = if drafter.source == Source::Lookup { 0 } else { length };
         }
-        self.draft_with_head();
+        self.propose_with(Source::Head);
+        self.propose_with(Source::Model);
         for index in drafting {
             self.running[index].cut_draft();
         }
@@ -160,7 +176,7 @@ impl Worker {
         if longest == 0 {
             return None;
         }
-        if stream.drafter.looks_up() {
+        if stream.drafter.uses(SpecMode::Ngram) {
             let draft = &mut stream.drafter.draft;
             match &self.limits.options.draft_source {
                 Some(source) => source.draft(&stream.tokens, longest, draft),
@@ -171,37 +187,58 @@ impl Worker {
             let known = draft.iter().take_while(|&&token| (token as usize) < vocab).count();
             draft.truncate(known);
         }
-        let drafter = &mut stream.drafter;
+        let drafter = &stream.drafter;
         let found = drafter.draft.len();
         let head = drafter.follows && drafter.trail.reaches(position, width);
-        drafter.by_head = head && (found == 0 || drafter.head.gain(longest) > drafter.ngram.gain(found));
-        match (drafter.by_head, found) {
-            (true, _) => {
-                drafter.draft.clear();
-                Some(Candidate { acceptance: drafter.head, longest, passes: true })
-            }
-            (false, 0) => None,
-            (false, found) => Some(Candidate { acceptance: drafter.ngram, longest: found, passes: false }),
+        let model = self.model_follows(index);
+        let drafter = &mut self.running[index].drafter;
+        let could = [
+            (Source::Lookup, found),
+            (Source::Head, if head && drafter.uses(SpecMode::Mtp) { longest } else { 0 }),
+            (Source::Model, if model { longest } else { 0 }),
+        ];
+        let candidates = could
+            .into_iter()
+            .filter(|&(_, longest)| longest > 0 && longest >= drafter.shortest)
+            .map(|(source, longest)| Candidate {
+                acceptance: drafter.acceptance[source as usize],
+                longest,
+                source,
+            });
+        let promise = |candidate: &Candidate| Speculation::promise(candidate, &self.costs);
+        let best = candidates.max_by(|a, b| promise(a).total_cmp(&promise(b)))?;
+        drafter.source = best.source;
+        if best.source != Source::Lookup {
+            drafter.draft.clear();
         }
+        Some(best)
     }
 
-    /// Lets the head propose: one token for each stream in each pass, each from the one before.
-    fn draft_with_head(&mut self) {
-        let wants = |stream: &Stream, place: usize| stream.drafter.wanted > place;
-        let passes = self.running.iter().map(|stream| stream.drafter.wanted).max().unwrap_or(0);
+    /// Lets the head or the draft model propose: one token for each stream in each pass, each from the one before.
+    fn propose_with(&mut self, source: Source) {
+        let wants =
+            |stream: &Stream, place: usize| stream.drafter.source == source && stream.drafter.wanted > place;
+        let own = self.running.iter().filter(|stream| wants(stream, 0));
+        let passes = own.map(|stream| stream.drafter.wanted).max().unwrap_or(0);
         if passes == 0 {
             return;
         }
         let started = Instant::now();
-        for place in 0..passes {
-            let drafting: Vec<usize> =
-                (0..self.running.len()).filter(|&i| wants(&self.running[i], place)).collect();
-            if !self.head_pass(&drafting, place) {
-                break;
+        let drafting = |worker: &Worker, place: usize| -> Vec<usize> {
+            (0..worker.running.len()).filter(|&i| wants(&worker.running[i], place)).collect()
+        };
+        if source == Source::Model {
+            self.draft_with_model(&drafting(self, 0), passes);
+        } else {
+            for place in 0..passes {
+                if !self.head_pass(&drafting(self, place), place) {
+                    break;
+                }
             }
         }
-        self.costs.record_drafts(passes, started.elapsed());
-        for stream in &mut self.running {
+        self.costs.record_drafts(source, passes, started.elapsed());
+        self.usual_drafting += passes as f64 * self.costs.draft_pass(source);
+        for stream in self.running.iter_mut().filter(|stream| stream.drafter.source == source) {
             stream.drafter.wanted = 0;
         }
     }
@@ -246,15 +283,20 @@ impl Worker {
 
     /// Appends what the head proposed, and leaves in its hidden states only those that the next pass reads.
     fn propose(&mut self, drafting: &[usize], rows: &[usize], place: usize) {
-        let width = self.model.spec.hidden;
+        let (width, vocabulary) = (self.model.spec.hidden, self.model.spec.vocab);
         let vocab = self.head_outputs.logits.len() / drafting.len().max(1);
         let (mut from, mut to) = (0, 0);
         for ((&index, &rows), logits) in
             drafting.iter().zip(rows).zip(self.head_outputs.logits.chunks_exact(vocab.max(1)))
         {
             from += rows * width;
-            let drafter = &mut self.running[index].drafter;
-            drafter.draft.push(likeliest(logits));
+            let stream = &mut self.running[index];
+            // Logits of a head that went wrong yield a wrong guess, nothing worse.
+            let proposal = first_largest(logits) as u32;
+            let source = self.limits.options.draft_override.as_deref();
+            let proposal = overridden(source, stream, vocabulary, proposal);
+            stream.drafter.draft.push(proposal);
+            let drafter = &mut stream.drafter;
             if drafter.wanted > place + 1 {
                 self.head_outputs.hidden.copy_within(from - width..from, to);
                 to += width;
@@ -312,24 +354,29 @@ impl Worker {
     /// Takes note of how a stream's draft fared.
     pub(super) fn judge(&mut self, index: usize, accepted: usize) {
         let drafter = &mut self.running[index].drafter;
-        let drafted = drafter.draft.len();
+        let (drafted, source) = (drafter.draft.len(), drafter.source);
         if drafted == 0 {
             return;
         }
-        let (own, prior) = match drafter.by_head {
-            true => (&mut drafter.head, &mut self.priors.head),
-            false => (&mut drafter.ngram, &mut self.priors.ngram),
-        };
-        own.record(drafted, accepted);
-        prior.record(drafted, accepted);
+        drafter.acceptance[source as usize].record(drafted, accepted);
+        self.priors[source as usize].record(drafted, accepted);
+        if source == Source::Model {
+            self.settle_model(index, accepted);
+        }
     }
 }
 
-/// The first largest logit. Those of a draft head that went wrong yield a wrong guess, nothing worse.
-fn likeliest(logits: &[f32]) -> u32 {
-    let best =
-        logits.iter().enumerate().fold(0, |best, (i, &logit)| if logit > logits[best] { i } else { best });
-    best as u32
+/// What `source` has for the next place of a stream's draft, or `proposal` if it has nothing.
+pub(super) fn overridden(
+    source: Option<&dyn DraftSource>,
+    stream: &Stream,
+    vocab: usize,
+    proposal: u32,
+) -> u32 {
+    let Some(source) = source else { return proposal };
+    let (place, mut draft) = (stream.drafter.draft.len(), Vec::new());
+    source.draft(&stream.tokens, place + 1, &mut draft);
+    draft.get(place).copied().filter(|&token| (token as usize) < vocab).unwrap_or(proposal)
 }
 
 #[cfg(test)]

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Sender};
 use std::time::Duration;
 
-use super::drafts::Drafter;
+use super::drafts::{Drafter, Sources};
 use super::generation::{self, Generation};
-use super::options::{EngineOptions, SpecMode};
+use super::options::{EngineOptions, SpecError, SpecMode};
 use super::request::{Request, SubmitError};
 use super::session_file::{Expected, SessionError, SessionFolder, SessionInfo};
 use super::stats::Stats;
@@ -156,13 +156,23 @@ impl EngineHandle {
         if !request.stop.is_empty() && self.model.tokenizer.is_none() {
             return invalid("the model has no tokenizer, so there is no text to stop at".to_owned());
         }
-        if request.spec == Some(SpecMode::Mtp) && self.model.weights.mtp.is_none() {
-            return invalid("the model has no multi-token-prediction head".to_owned());
-        }
+        self.check_spec(request)?;
         if request.logprobs.is_some_and(|count| count > MAX_LOGPROBS) {
             return invalid(format!("at most {MAX_LOGPROBS} alternatives can be reported"));
         }
         Ok(())
+    }
+
+    fn check_spec(&self, request: &Request) -> Result<(), SpecError> {
+        let options = &self.limits.options;
+        if let Some(mode) = request.spec {
+            options.check_source(mode, &self.model)?;
+        }
+        let most = request.spec_draft_max.unwrap_or(options.spec_draft_max);
+        match request.spec_draft_min {
+            Some(least) if least > most => Err(SpecError::Lengths { least, most }),
+            _ => Ok(()),
+        }
     }
 
     /// Most tokens to generate, by the request, the context and the memory budget.
@@ -183,7 +193,14 @@ impl EngineHandle {
     fn drafter(&self, request: &Request) -> Drafter {
         let options = &self.limits.options;
         let longest = options.spec_draft_max.min(request.spec_draft_max.unwrap_or(usize::MAX));
-        Drafter::new(request.spec.unwrap_or(options.spec), longest, self.model.weights.mtp.is_some())
+        let shortest = request.spec_draft_min.unwrap_or(options.spec_draft_min);
+        let mode = request.spec.unwrap_or(options.spec);
+        let head = [mode, options.spec].iter().any(|mode| matches!(mode, SpecMode::Auto | SpecMode::Mtp));
+        let sources = Sources {
+            head: head && options.spec_draft_max > 0 && self.model.weights.mtp.is_some(),
+            model: options.draft_model.is_some(),
+        };
+        Drafter::new(mode, shortest, longest, sources)
     }
 
     /// When a place may be free: the mean time of a request, times those that wait, shared by those that run.

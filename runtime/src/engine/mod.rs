@@ -17,6 +17,7 @@
 
 mod cache;
 mod costs;
+mod draft_model;
 mod drafts;
 mod emit;
 mod generation;
@@ -53,6 +54,7 @@ use crate::runner::Runner;
 use crate::sample::grammar::{GrammarCompiler, GrammarError};
 use crate::state::layout::StateLayout;
 use crate::weights::ModelWeights;
+use draft_model::DraftModel;
 use session_file::{Session, SessionFolder};
 use stream::Stream;
 use worker::Worker;
@@ -63,11 +65,12 @@ pub use crate::state::memory::KvType;
 pub use generation::{Generation, RecvError};
 pub use handle::EngineHandle;
 pub use millpond_simd::Isa;
-pub use options::{DraftSource, EngineError, EngineOptions, SpecMode, UnknownSpecMode};
+pub use options::{DraftSource, EngineError, EngineOptions, SpecError, SpecMode, UnknownSpecMode};
 pub use request::{
     Class, Event, FinishReason, Pooling, Request, RequestError, SubmitError, TokenLogprob, Usage,
 };
 pub use session_file::{SessionError, SessionInfo};
+pub use speculation::MAX_DRAFT;
 pub use stats::{SlotPhase, SlotStats, Stats};
 
 /// What the engine's thread is told.
@@ -114,6 +117,7 @@ struct Limits {
     memory_budget: usize,
     cache_budget: usize,
     layout: StateLayout,
+    draft_layout: Option<StateLayout>,
     sessions: Option<SessionFolder>,
     /// Compiles grammars; made when the first is asked for.
     #[cfg(feature = "grammar")]
@@ -160,11 +164,14 @@ impl Engine {
         if options.max_running == 0 {
             return Err(EngineError::Options("an engine needs room for one running request".to_owned()));
         }
+        options.check_speculation(&model)?;
         let context = match options.context {
             0 => model.spec.context,
             context => context,
         };
         let runner = Runner::new(backend, model.spec.clone(), options.buffer, context);
+        let draft_model = DraftModel::of(&options, &model, context)?;
+        let draft_layout = options.draft_model.as_ref().map(|draft| StateLayout::new(&draft.spec));
         let layout = runner.layout().clone();
         let memory_budget = options.memory_budget.unwrap_or_else(|| memory::available_memory() / 2);
         let cache_budget = options.cache_budget.unwrap_or_else(|| {
@@ -190,12 +197,14 @@ impl Engine {
             memory_budget,
             cache_budget,
             layout,
+            draft_layout,
             sessions,
             #[cfg(feature = "grammar")]
             grammars: OnceLock::new(),
         });
         let (commands, receiver) = mpsc::channel();
-        let worker = Worker::new(model.clone(), runner, limits.clone(), shared.clone(), receiver);
+        let worker =
+            Worker::new(model.clone(), runner, draft_model, limits.clone(), shared.clone(), receiver);
         let thread = std::thread::Builder::new()
             .name("millpond-engine".to_owned())
             .spawn(move || worker.run())
@@ -247,6 +256,11 @@ impl Drop for Engine {
 
 impl Limits {
     fn sequence_bytes(&self, positions: usize) -> usize {
-        memory::sequence_bytes(&self.layout, &self.options.buffer, self.options.kv_type, positions)
+        let bytes = |layout: &StateLayout, buffer: &BufferOptions| {
+            memory::sequence_bytes(layout, buffer, self.options.kv_type, positions)
+        };
+        let draft = self.draft_layout.as_ref();
+        let draft = draft.map_or(0, |layout| bytes(layout, &draft_model::buffer(&self.options)));
+        bytes(&self.layout, &self.options.buffer).saturating_add(draft)
     }
 }

@@ -10,6 +10,7 @@ use millpond_simd::Isa;
 
 use crate::backend::BackendError;
 use crate::backend::cpu::Arithmetic;
+use crate::model::Model;
 use crate::par::TeamError;
 use crate::runner::BufferOptions;
 use crate::state::memory::KvType;
@@ -19,19 +20,56 @@ use crate::state::memory::KvType;
 pub enum SpecMode {
     /// No drafts.
     Off,
-    /// The model's own head where it has one, repetition of earlier text otherwise; only while it pays.
+    /// A draft model, the model's own head, or repetition of earlier text: of those there are, the one that promises
+    /// most; and only while drafts pay.
     #[default]
     Auto,
     /// Repetition of earlier text.
     Ngram,
     /// The model's own multi-token-prediction head.
     Mtp,
+    /// A draft model ([`EngineOptions::draft_model`]).
+    Draft,
 }
 
 /// A name that is no [`SpecMode`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown speculation mode '{0}'; expected off, auto, ngram or mtp")]
+#[error("unknown speculation mode '{0}'; expected off, auto, ngram, mtp or draft")]
 pub struct UnknownSpecMode(String);
+
+/// Why drafts cannot come from where they are wanted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SpecError {
+    /// The model has no multi-token-prediction head.
+    #[error("the model has no multi-token-prediction head")]
+    NoHead,
+    /// There is no draft model.
+    #[error("there is no draft model")]
+    NoDraftModel,
+    /// The draft model has another vocabulary.
+    #[error("the draft model has a vocabulary of {found} tokens, the model one of {expected}")]
+    VocabularySize {
+        /// Tokens of the draft model.
+        found: usize,
+        /// Tokens of the model.
+        expected: usize,
+    },
+    /// The draft model's vocabulary has other tokens.
+    #[error("token {token} of the draft model is another one than that of the model")]
+    Vocabulary {
+        /// The first that differs.
+        token: u32,
+    },
+    /// A shortest draft that is longer than the longest.
+    #[error("drafts of at least {least} tokens are wanted, and of at most {most}")]
+    Lengths {
+        /// The shortest draft.
+        least: usize,
+        /// The longest.
+        most: usize,
+    },
+}
 
 impl FromStr for SpecMode {
     type Err = UnknownSpecMode;
@@ -41,7 +79,10 @@ impl FromStr for SpecMode {
             "off" | "none" => Ok(SpecMode::Off),
             "auto" => Ok(SpecMode::Auto),
             "ngram" => Ok(SpecMode::Ngram),
-            "mtp" => Ok(SpecMode::Mtp),
+            "mtp" | "draft-mtp" => Ok(SpecMode::Mtp),
+            "draft" | "draft-simple" => Ok(SpecMode::Draft),
+            // llama.cpp tells kinds of lookup apart.
+            _ if name.starts_with("ngram-") => Ok(SpecMode::Ngram),
             _ => Err(UnknownSpecMode(name.to_owned())),
         }
     }
@@ -54,6 +95,7 @@ impl fmt::Display for SpecMode {
             SpecMode::Auto => "auto",
             SpecMode::Ngram => "ngram",
             SpecMode::Mtp => "mtp",
+            SpecMode::Draft => "draft",
         })
     }
 }
@@ -105,10 +147,17 @@ pub struct EngineOptions {
     pub spec: SpecMode,
     /// Longest draft. `buffer.max_window` grows to hold it.
     pub spec_draft_max: usize,
+    /// Shortest draft: shorter ones are dropped.
+    pub spec_draft_min: usize,
+    /// A small model of the same vocabulary that drafts. It runs on the processor, each stream on a sequence of its own.
+    pub draft_model: Option<Arc<Model>>,
     /// Whether draft lengths adapt to what pays. Otherwise drafts are always as long as they may be: for measurements.
     pub spec_adaptive: bool,
     /// Proposes drafts in place of the repetition of earlier text.
     pub draft_source: Option<Arc<dyn DraftSource>>,
+    /// Takes the place of what the prediction head or the draft model proposes, after they have computed it: for
+    /// measurements of speed at an acceptance of one's choice.
+    pub draft_override: Option<Arc<dyn DraftSource>>,
     /// Tokens of the vocabulary, from its start, that the prediction head can propose; 0 for as many as are worth
     /// their reading.
     pub draft_vocabulary: usize,
@@ -134,10 +183,33 @@ impl Default for EngineOptions {
             stall_timeout: Duration::from_secs(60),
             spec: SpecMode::Auto,
             spec_draft_max: 4,
+            spec_draft_min: 0,
+            draft_model: None,
             spec_adaptive: true,
             draft_source: None,
+            draft_override: None,
             draft_vocabulary: 0,
             session_dir: None,
+        }
+    }
+}
+
+impl EngineOptions {
+    /// Refuses drafts that cannot be.
+    pub(super) fn check_speculation(&self, model: &Model) -> Result<(), SpecError> {
+        let (least, most) = (self.spec_draft_min, self.spec_draft_max);
+        if least > most {
+            return Err(SpecError::Lengths { least, most });
+        }
+        self.check_source(self.spec, model)
+    }
+
+    /// Refuses a source of drafts that is not there.
+    pub(super) fn check_source(&self, mode: SpecMode, model: &Model) -> Result<(), SpecError> {
+        match mode {
+            SpecMode::Mtp if model.weights.mtp.is_none() => Err(SpecError::NoHead),
+            SpecMode::Draft if self.draft_model.is_none() => Err(SpecError::NoDraftModel),
+            _ => Ok(()),
         }
     }
 }
@@ -161,4 +233,7 @@ pub enum EngineError {
     /// Options that contradict each other or the model.
     #[error("{0}")]
     Options(String),
+    /// Drafts that cannot come from where they are wanted.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
 }

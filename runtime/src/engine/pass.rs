@@ -75,17 +75,21 @@ impl Worker {
         let outcomes = self.digest(&outputs);
         *self.runner.outputs_mut() = outputs;
         self.read_trails();
+        self.read_prompts_ahead(&read);
         let took = started.elapsed();
         self.costs.record(streams, decode - streams, slice, took);
         let seconds = took.as_secs_f64() + self.drafting;
         if slice == 0 {
-            let (tokens, plain) = (self.generated - before, self.costs.plain_pass(streams));
-            self.speculation.record(streams, tokens, decode - streams, seconds, plain);
+            let (tokens, drafted) = (self.generated - before, decode - streams);
+            let own = self.costs.own_share(streams, drafted, took.as_secs_f64())
+                + self.drafting.min(self.usual_drafting);
+            self.speculation.record(streams, tokens, drafted, own, self.costs.plain_pass(streams));
         }
         {
             let mut stats = self.shared.stats();
             stats.steps += 1;
             *if slice > 0 { &mut stats.prefill_seconds } else { &mut stats.decode_seconds } += seconds;
+            stats.draft_seconds += self.drafting;
         }
         for stream in read {
             self.keep(stream);
@@ -209,6 +213,11 @@ impl Worker {
         stream.drafter.follow(start, hidden, width);
         stream.usage.drafted += lane.rows - 1;
         stream.usage.accepted += accepted - 1;
+        {
+            let mut stats = self.shared.stats();
+            stats.drafted_tokens += lane.rows as u64 - 1;
+            stats.accepted_tokens += accepted as u64 - 1;
+        }
         match committed {
             Ok(()) => outcome,
             Err(error) => Some(Outcome::Failed(RequestError::Backend(error.to_string()))),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::options::SpecMode;
+use super::options::{SpecError, SpecMode};
 #[cfg(feature = "grammar")]
 use crate::sample::grammar::GrammarSource;
 use crate::sample::{SampleError, SamplingParams};
@@ -54,6 +54,8 @@ pub struct Request {
     pub spec: Option<SpecMode>,
     /// Longest draft for this request; the engine's default if absent, and never more than it.
     pub spec_draft_max: Option<usize>,
+    /// Shortest draft for this request; the engine's default if absent.
+    pub spec_draft_min: Option<usize>,
     /// Positions in the prompt where messages end: places that a later request is likely to share.
     pub message_boundaries: Vec<usize>,
     /// Keep the state at the end under this name, so that it can be saved (`EngineHandle::save_session`). A later request
@@ -79,6 +81,7 @@ impl Default for Request {
             cache_prompt: true,
             spec: None,
             spec_draft_max: None,
+            spec_draft_min: None,
             message_boundaries: Vec::new(),
             session: None,
             embeddings: None,
@@ -210,6 +213,9 @@ pub enum SubmitError {
     /// Something in it makes no sense.
     #[error("{0}")]
     Invalid(String),
+    /// Drafts that cannot come from where it wants them.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
     /// The engine has been stopped.
     #[error("the engine has been stopped")]
     Stopped,

@@ -140,6 +140,7 @@ impl Worker {
             self.runner.release(before);
         }
         stream.report_prefill();
+        self.fork_model(from, index);
         self.shared.stats().cached_tokens += more as u64;
         true
     }

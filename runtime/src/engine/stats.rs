@@ -61,6 +61,8 @@ pub struct Stats {
     pub prefill_seconds: f64,
     /// Seconds spent in passes without.
     pub decode_seconds: f64,
+    /// Of all these, seconds spent on drafts before they are verified.
+    pub draft_seconds: f64,
     /// Requests that wait.
     pub waiting: usize,
     /// Requests that run.

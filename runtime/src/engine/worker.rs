@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::cache::PrefixCache;
 use super::costs::CostModel;
+use super::draft_model::DraftModel;
 use super::drafts::Priors;
 use super::pass::Lane;
 use super::request::{FinishReason, RequestError};
@@ -46,10 +47,12 @@ pub(super) struct Worker {
     pub(super) costs: CostModel,
     pub(super) speculation: Speculation,
     pub(super) priors: Priors,
+    pub(super) draft_model: Option<DraftModel>,
     /// What the prediction head yields; its buffers are reused.
     pub(super) head_outputs: Outputs,
-    /// Seconds that drafts for the coming pass took.
+    /// Seconds that drafts for the coming pass took, and seconds that such drafts usually take.
     pub(super) drafting: f64,
+    pub(super) usual_drafting: f64,
     steps: u64,
     pub(super) cache: PrefixCache,
     /// Snapshots that have a name, longest known first.
@@ -66,6 +69,7 @@ impl Worker {
     pub(super) fn new(
         model: Arc<Model>,
         runner: Runner,
+        draft_model: Option<DraftModel>,
         limits: Arc<Limits>,
         shared: Arc<Shared>,
         commands: Receiver<Command>,
@@ -84,8 +88,10 @@ impl Worker {
             costs: CostModel::default(),
             speculation: Speculation::default(),
             priors: Priors::default(),
+            draft_model,
             head_outputs: Outputs { want_hidden: true, ..Outputs::default() },
             drafting: 0.0,
+            usual_drafting: 0.0,
             steps: 0,
             cache,
             sessions: Vec::new(),
@@ -294,6 +300,7 @@ impl Worker {
         for (index, outcome) in outcomes {
             let mut stream = self.running.remove(index);
             self.reserved -= stream.reserved;
+            self.leave_model(&mut stream);
             if let Some(sequence) = stream.sequence.take() {
                 match &outcome {
                     Outcome::Finished(_) => self.keep_last(&stream, sequence),

@@ -132,6 +132,22 @@ pub(crate) fn folder_of(path: &Path) -> Result<Option<PathBuf>, LoadError> {
     }
 }
 
+/// Whether a file holds a multi-token-prediction head ([`LoadOptions::mtp`]) and no layers of a model besides.
+///
+/// # Errors
+/// As [`load_model`]; a folder is no such file.
+pub fn is_prediction_head(path: &Path) -> Result<bool, LoadError> {
+    if folder_of(path)?.is_some() || open::is_packed(path)? {
+        return Ok(false);
+    }
+    let opened = open::open_gguf(path, &Opener::quiet())?;
+    let names = opened.store.tensors.keys();
+    let (head, layers) = names.fold((false, false), |(head, layers), name| {
+        (head || name.contains(".nextn."), layers || name.starts_with("blk.0."))
+    });
+    Ok(head && !layers)
+}
+
 pub(crate) fn load_gguf(path: &Path, opened: &OpenGguf) -> Result<LoadedModel, LoadError> {
     let OpenGguf { head, store } = opened;
     let spec = gguf_spec(path, opened)?;

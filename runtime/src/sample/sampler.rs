@@ -145,12 +145,7 @@ impl Sampler {
 
     fn plain_greedy(&self, logits: &[f32]) -> Result<SampledToken, SampleError> {
         check_row(logits, self.vocabulary_size)?;
-        let mut best = 0;
-        for (id, &logit) in logits.iter().enumerate() {
-            if logit > logits[best] {
-                best = id;
-            }
-        }
+        let best = first_largest(logits);
         match logits.get(best) {
             Some(&logit) if logit > f32::NEG_INFINITY => Ok(SampledToken { id: best as u32, logprob: 0.0 }),
             _ => Err(SampleError::Nothing),
@@ -298,10 +293,40 @@ fn check_row(logits: &[f32], expected: usize) -> Result<(), SampleError> {
     if logits.len() != expected {
         return Err(SampleError::Length { found: logits.len(), expected });
     }
-    // NaN compares false, so one comparison finds both.
-    if logits.iter().all(|&logit| logit < f32::INFINITY) {
+    // NaN compares false, so one comparison finds both. Every logit of a group is looked at, which takes vectors.
+    let sound = |group: &[f32]| group.iter().fold(true, |sound, &logit| sound & (logit < f32::INFINITY));
+    if logits.chunks(GROUP).all(sound) {
         return Ok(());
     }
     let broken = logits.iter().position(|logit| logit.is_nan() || *logit == f32::INFINITY).unwrap_or(0);
     Err(SampleError::NotFinite { id: broken as u32, value: logits[broken] })
+}
+
+/// Logits looked at together.
+const GROUP: usize = 512;
+
+/// The index of the largest value, of the first among equals; 0 where none is above negative infinity. Values that are
+/// not numbers are passed over.
+pub(crate) fn first_largest(values: &[f32]) -> usize {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (group, start) in values.chunks(GROUP).zip((0..).step_by(GROUP)) {
+        let largest = largest(group);
+        if largest > best.1 {
+            best = (start + group.iter().position(|&value| value == largest).unwrap_or(0), largest);
+        }
+    }
+    best.0
+}
+
+/// The largest value, lane by lane.
+fn largest(group: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (whole, rest) = group.as_chunks::<16>();
+    for values in whole {
+        for (lane, &value) in lanes.iter_mut().zip(values) {
+            *lane = larger(*lane, value);
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| larger(a, b))
 }

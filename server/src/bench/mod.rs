@@ -1,10 +1,12 @@
-//! `millpond bench linear|capacity`: what the buffer is worth, measured beside the machine's own ceilings.
+//! `millpond bench linear|capacity|spec`: what the buffer is worth, measured beside the machine's own ceilings.
 
 pub mod capacity;
 pub mod linear;
 pub mod rates;
 pub mod shapes;
 mod snapshots;
+pub mod spec;
+mod spec_table;
 mod streams;
 mod table;
 mod traffic;

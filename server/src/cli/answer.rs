@@ -8,10 +8,10 @@ use millpond::engine::{Engine, EngineOptions, Event, Generation, RecvError, Usag
 use millpond::model::Model;
 use millpond::text::reasoning::{AnswerPart, ReasoningSplitter};
 
-use super::args::{GenerationArgs, ReasoningFormat};
+use super::args::{GenerationArgs, ReasoningFormat, SpeculationArgs};
 use super::interrupt::Interrupt;
 use super::progress::Progress;
-use super::settings::Compute;
+use super::settings::{self, Compute};
 use super::terminal::Style;
 use super::{device, machine, output};
 
@@ -34,7 +34,13 @@ pub(crate) struct Answer {
 ///
 /// # Errors
 /// The machine or the model does not allow it.
-pub(crate) fn start(model: &Arc<Model>, compute: &Compute, context: usize) -> anyhow::Result<Engine> {
+pub(crate) fn start(
+    model: &Arc<Model>,
+    draft: Option<Arc<Model>>,
+    speculation: &SpeculationArgs,
+    compute: &Compute,
+    context: usize,
+) -> anyhow::Result<Engine> {
     let options = EngineOptions {
         threads: compute.threads,
         isa: Some(compute.isa),
@@ -43,6 +49,7 @@ pub(crate) fn start(model: &Arc<Model>, compute: &Compute, context: usize) -> an
         buffer: compute.buffer,
         ..EngineOptions::default()
     };
+    let options = settings::speculation(speculation, draft, options)?;
     device::start(model.clone(), options, compute.device)
 }
 

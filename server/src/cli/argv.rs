@@ -18,6 +18,7 @@ const SPELLINGS: &[(&str, &str)] = &[
     ("-cnv", "--chat"),
     ("-np", "--parallel"),
     ("-npl", "--streams"),
+    ("-md", "--model-draft"),
     ("-jf", "--json-schema-file"),
     ("-lm", "--load-mode"),
     ("-dev", "--device"),
@@ -83,6 +84,12 @@ const OBSOLETE: &[(&[&str], Value)] = &[
     (&["--threads-http"], Value::One),
     (&["--embedding", "--embeddings"], Value::None),
     (&["--perf"], Value::None),
+    (&["-ngld", "--gpu-layers-draft", "--n-gpu-layers-draft", "--spec-draft-ngl"], Value::One),
+    (&["-devd", "--device-draft", "--spec-draft-device"], Value::One),
+    (&["-td", "--threads-draft", "-tbd", "--threads-batch-draft"], Value::One),
+    (&["-cd", "--ctx-size-draft"], Value::One),
+    (&["-ctkd", "--cache-type-k-draft", "-ctvd", "--cache-type-v-draft"], Value::One),
+    (&["--draft-p-min", "--spec-draft-p-min", "--draft-p-split", "--spec-draft-p-split"], Value::One),
 ];
 
 /// A command line in the parser's form.

@@ -29,6 +29,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     match &args.part {
         Some(BenchPart::Linear(args)) => return crate::bench::linear::run(args),
         Some(BenchPart::Capacity(args)) => return crate::bench::capacity::run(args),
+        Some(BenchPart::Spec(args)) => return crate::bench::spec::run(args),
         None => {}
     }
     if args.repetitions == 0 || args.streams.contains(&0) {

@@ -58,9 +58,10 @@ pub(crate) fn talk(settings: &ChatSettings) -> anyhow::Result<()> {
     let mut settings = settings.clone();
     let system = settings.system_prompt.take().map(|text| settings.generation.unescaped(&text));
     settings.system_prompt = settings::text_of(system.as_deref(), settings.system_prompt_file.as_deref())?;
-    let model = conversation::apply_template(settings::load_model(&settings.model)?, &settings.template)?;
+    let (model, draft) = settings::load_with_draft(&settings.model, &settings.speculation)?;
+    let model = conversation::apply_template(model, &settings.template)?;
     model.template.as_ref().context("the model has no chat template; `run` continues texts")?;
-    let engine = answer::start(&model, &compute, settings.generation.ctx_size)?;
+    let engine = answer::start(&model, draft, &settings.speculation, &compute, settings.generation.ctx_size)?;
     let interrupt = Interrupt::install()?;
     if std::io::stdin().is_terminal() && std::io::stderr().is_terminal() {
         let words = format!("{}: say something; /help lists what else there is", model.info.name);
@@ -144,6 +145,9 @@ impl Chat {
             stop: self.settings.generation.stops(),
             ignore_eos: self.settings.generation.ignore_eos,
             grammar: self.grammar.clone(),
+            spec: self.settings.speculation.spec,
+            spec_draft_max: self.settings.speculation.spec_draft_n_max,
+            spec_draft_min: self.settings.speculation.spec_draft_n_min,
             ..Request::new(prompt)
         };
         let generation = run::submit(&self.engine, request)?;

@@ -28,14 +28,15 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     };
     let compute = Compute::new(&args.compute, KvType::F16)?;
     let grammar = constraint::source(&args.constraint)?;
-    let model = conversation::apply_template(settings::load_model(&model_args)?, &args.template)?;
+    let (model, draft) = settings::load_with_draft(&model_args, &args.speculation)?;
+    let model = conversation::apply_template(model, &args.template)?;
     let tokens = encode(args, &model, &text)?;
     let splitter = is_chat(args).then(|| {
         let starts_inside = conversation::starts_thinking(&model, &tokens);
         (ReasoningSplitter::new(starts_inside), Thoughts::wished(args.reasoning.reasoning_format))
     });
     let request = Request { grammar, ..request(args, &model, tokens)? };
-    let engine = answer::start(&model, &compute, args.generation.ctx_size)?;
+    let engine = answer::start(&model, draft, &args.speculation, &compute, args.generation.ctx_size)?;
     let interrupt = Interrupt::install()?;
     let answer = answer::print(&submit(&engine, request)?, &interrupt, splitter)?;
     // A file gets the text as it is.

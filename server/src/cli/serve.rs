@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use millpond::engine::{Engine, EngineOptions};
+use millpond::engine::{Engine, EngineOptions, SpecMode};
 use millpond::state::memory::KvType;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
-use super::args::{ModelArgs, ReasoningName, ServeArgs};
+use super::args::{ModelArgs, ReasoningName, ServeArgs, SpeculationArgs};
 use super::failure::usage;
 use super::machine::Machine;
 use super::settings::{self, Compute};
@@ -81,16 +81,26 @@ fn pool(args: &ServeArgs, compute: &Compute) -> anyhow::Result<Pool> {
 
 fn loader(args: &ServeArgs, compute: &Compute) -> Loader {
     let (own, template, options) = (args.model.clone(), args.template.clone(), engine_options(args, compute));
+    let speculation = args.speculation.clone();
     let device = compute.device;
     Arc::new(move |path: Option<&Path>| -> anyhow::Result<Engine> {
-        let model = match path {
-            None => conversation::apply_template(settings::load_model(&own)?, &template)?,
+        let (model, options) = match path {
+            None => {
+                let (model, draft) = settings::load_with_draft(&own, &speculation)?;
+                let options = settings::speculation(&speculation, draft, options.clone())?;
+                (conversation::apply_template(model, &template)?, options)
+            }
+            // What drafts for the model named on the command line does not for others.
             Some(path) => {
                 let args = ModelArgs { model: Some(path.to_owned()), mtp: None, ..own.clone() };
-                settings::load_model(&args)?
+                let own_spec =
+                    speculation.spec.filter(|mode| *mode != SpecMode::Draft && *mode != SpecMode::Mtp);
+                let speculation =
+                    SpeculationArgs { model_draft: None, spec: own_spec, ..speculation.clone() };
+                (settings::load_model(&args)?, settings::speculation(&speculation, None, options.clone())?)
             }
         };
-        device::start(model, options.clone(), device)
+        device::start(model, options, device)
     })
 }
 

@@ -6,15 +6,16 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use millpond::backend::cpu::Arithmetic;
+use millpond::engine::{EngineOptions, MAX_DRAFT, SpecMode};
 use millpond::file::mmap::LockError;
-use millpond::load::LoadError;
+use millpond::load::{LoadError, is_prediction_head};
 use millpond::model::{LoadOptions, Model, ModelError};
 use millpond::runner::BufferOptions;
 use millpond::state::memory::KvType;
 use millpond::text::Tokenizer;
 use millpond_simd::Isa;
 
-use super::args::{ArithmeticName, CacheType, ComputeArgs, DeviceName, LoadMode, ModelArgs};
+use super::args::{ArithmeticName, CacheType, ComputeArgs, DeviceName, LoadMode, ModelArgs, SpeculationArgs};
 use super::failure::usage;
 use super::progress::Progress;
 use crate::built_in;
@@ -41,7 +42,9 @@ pub fn load_model(args: &ModelArgs) -> anyhow::Result<Arc<Model>> {
             drop(waiting);
             model.with_context(|| format!("cannot load {}", path.display()))?
         }
-        None if args.mtp.is_some() => return Err(usage("--mtp needs the model it belongs to (-m)")),
+        None if args.mtp.is_some() => {
+            return Err(usage("a prediction head needs the model it belongs to (-m)"));
+        }
         None => Model::from_static(built_in::bytes()).context("cannot load the built-in model")?,
     };
     if args.model.is_none() && locks(args) {
@@ -92,6 +95,58 @@ pub fn bytes_on_disk(path: &Path) -> u64 {
     }
     let entries = std::fs::read_dir(path).into_iter().flatten();
     entries.filter_map(|entry| Some(length(&entry.ok()?.path()))).sum()
+}
+
+/// Loads the model named, and what drafts for it: a prediction head becomes part of the model, a model comes beside it.
+///
+/// # Errors
+/// As [`load_model`].
+pub fn load_with_draft(
+    args: &ModelArgs,
+    speculation: &SpeculationArgs,
+) -> anyhow::Result<(Arc<Model>, Option<Arc<Model>>)> {
+    let Some(path) = speculation.model_draft.as_ref().filter(|_| speculation.spec != Some(SpecMode::Off))
+    else {
+        return Ok((load_model(args)?, None));
+    };
+    let failed = || format!("cannot load {}", path.display());
+    if !is_prediction_head(path).with_context(failed)? {
+        let draft = load_file(path, &ModelArgs { mtp: None, ..args.clone() }).with_context(failed)?;
+        return Ok((load_model(args)?, Some(draft)));
+    }
+    if args.mtp.is_some() {
+        return Err(usage("--mtp and --model-draft both name a prediction head"));
+    }
+    Ok((load_model(&ModelArgs { mtp: Some(path.clone()), ..args.clone() })?, None))
+}
+
+/// Adds what the command line says about speculation to an engine's options.
+///
+/// # Errors
+/// Wrong usage.
+pub fn speculation(
+    args: &SpeculationArgs,
+    draft: Option<Arc<Model>>,
+    mut options: EngineOptions,
+) -> anyhow::Result<EngineOptions> {
+    if args.spec == Some(SpecMode::Draft) && draft.is_none() {
+        return Err(usage("--spec draft needs a draft model (--model-draft)"));
+    }
+    options.spec = args.spec.unwrap_or(options.spec);
+    options.spec_draft_max = args.spec_draft_n_max.unwrap_or(options.spec_draft_max);
+    options.spec_draft_min = args.spec_draft_n_min.unwrap_or(options.spec_draft_min);
+    if options.spec_draft_max > MAX_DRAFT {
+        return Err(usage(format!("--spec-draft-n-max {} exceeds {MAX_DRAFT}", options.spec_draft_max)));
+    }
+    if options.spec_draft_min > options.spec_draft_max {
+        return Err(usage(format!(
+            "--spec-draft-n-min {} exceeds the longest draft",
+            options.spec_draft_min
+        )));
+    }
+    options.draft_model = draft;
+    options.draft_vocabulary = args.spec_vocabulary;
+    Ok(options)
 }
 
 /// The tokenizer of a model.

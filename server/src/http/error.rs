@@ -155,7 +155,9 @@ impl From<SubmitError> for ApiError {
                 ..ApiError::invalid(message)
             },
             SubmitError::Stopped => ApiError::unavailable(message),
-            SubmitError::TooLarge { .. } | SubmitError::Invalid(_) => ApiError::invalid(message),
+            SubmitError::TooLarge { .. } | SubmitError::Invalid(_) | SubmitError::Spec(_) => {
+                ApiError::invalid(message)
+            }
         }
     }
 }

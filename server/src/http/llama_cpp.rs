@@ -142,6 +142,11 @@ fn settings(request: &Request, served: &Served) -> Value {
     settings["max_tokens"] = limit.into();
     settings["stop"] = request.stop.clone().into();
     settings["ignore_eos"] = request.ignore_eos.into();
+    let options = served.engine().options();
+    settings["speculative.type"] = request.spec.unwrap_or(options.spec).to_string().into();
+    let longest = request.spec_draft_max.unwrap_or(usize::MAX).min(options.spec_draft_max);
+    settings["speculative.n_max"] = longest.into();
+    settings["speculative.n_min"] = request.spec_draft_min.unwrap_or(options.spec_draft_min).into();
     settings["n_ctx"] = served.engine().context().into();
     settings
 }

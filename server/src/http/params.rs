@@ -1,6 +1,6 @@
 //! Parameters of a generation, with the names of llama.cpp's and OpenAI's APIs.
 
-use millpond::engine::Request;
+use millpond::engine::{Request, SpecMode, UnknownSpecMode};
 use millpond::sample::{SamplerOrder, SamplingParams, StopMatcher};
 use millpond::text::Tokenizer;
 use serde::Deserialize;
@@ -65,6 +65,22 @@ pub(crate) struct GenerationFields {
     pub(crate) stop: Option<OneOrMany>,
     pub(crate) ignore_eos: Option<bool>,
     pub(crate) cache_prompt: Option<bool>,
+    #[serde(alias = "speculative.type")]
+    pub(crate) spec: Option<String>,
+    #[serde(
+        rename = "speculative.n_max",
+        alias = "spec_draft_n_max",
+        default,
+        deserialize_with = "integer::maybe"
+    )]
+    pub(crate) draft_max: Option<i64>,
+    #[serde(
+        rename = "speculative.n_min",
+        alias = "spec_draft_n_min",
+        default,
+        deserialize_with = "integer::maybe"
+    )]
+    pub(crate) draft_min: Option<i64>,
 }
 
 impl GenerationFields {
@@ -88,8 +104,16 @@ impl GenerationFields {
             stop,
             ignore_eos: self.ignore_eos.unwrap_or(false),
             cache_prompt: self.cache_prompt.unwrap_or(true),
+            spec: self.spec()?,
+            spec_draft_max: token_count("speculative.n_max", self.draft_max)?,
+            spec_draft_min: token_count("speculative.n_min", self.draft_min)?,
             ..Request::new(prompt)
         })
+    }
+
+    fn spec(&self) -> ApiResult<Option<SpecMode>> {
+        let wrong = |error: UnknownSpecMode| ApiError::field("spec", error.to_string());
+        self.spec.as_deref().map(|name| name.parse().map_err(wrong)).transpose()
     }
 
     fn sampling(
@@ -233,6 +257,27 @@ mod tests {
             sampling(json!({"temperature": 0, "top_k": -1, "seed": 3, "samplers": ["top_k"]})).unwrap();
         assert_eq!((params.temperature, params.top_k, params.seed), (0.0, -1, Some(3)));
         assert_eq!(sampling(json!({"seed": -1})).unwrap().seed, None);
+    }
+
+    #[test]
+    fn requests_choose_their_own_speculation() {
+        let request = |fields: Value| {
+            let fields: GenerationFields = serde_json::from_value(fields).unwrap();
+            fields.request(vec![1], None, &ServerConfig::default(), None, 100)
+        };
+        let plain = request(json!({})).unwrap();
+        assert_eq!((plain.spec, plain.spec_draft_max, plain.spec_draft_min), (None, None, None));
+        for fields in [
+            json!({"spec": "mtp", "speculative.n_max": 3, "speculative.n_min": 1}),
+            json!({"speculative.type": "draft-mtp", "spec_draft_n_max": 3, "spec_draft_n_min": 1}),
+        ] {
+            let own = request(fields).unwrap();
+            assert_eq!(own.spec, Some(SpecMode::Mtp));
+            assert_eq!((own.spec_draft_max, own.spec_draft_min), (Some(3), Some(1)));
+        }
+        for wrong in [json!({"spec": "eagle"}), json!({"speculative.n_max": -1})] {
+            assert!(request(wrong.clone()).is_err(), "{wrong}");
+        }
     }
 
     #[test]

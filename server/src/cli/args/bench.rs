@@ -5,6 +5,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::{ComputeArgs, ModelArgs};
 use crate::bench::capacity::CapacityArgs;
 use crate::bench::linear::LinearArgs;
+use crate::bench::spec::SpecArgs;
 
 /// Measure speed.
 #[derive(Args, Debug)]
@@ -46,6 +47,8 @@ pub enum BenchPart {
     Linear(LinearArgs),
     /// Measure how many sequences with drafts fit a memory budget
     Capacity(CapacityArgs),
+    /// Measure what drafts are worth: acceptance, tokens a step, speed against plain decoding
+    Spec(Box<SpecArgs>),
 }
 
 /// Form of a measurement's result.

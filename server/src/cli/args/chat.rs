@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, FromArgMatches, Parser};
 
 use super::{
-    ComputeArgs, ConstraintArgs, GenerationArgs, ModelArgs, ReasoningArgs, SamplingArgs, TemplateArgs,
+    ComputeArgs, ConstraintArgs, GenerationArgs, ModelArgs, ReasoningArgs, SamplingArgs, SpeculationArgs,
+    TemplateArgs,
 };
 
 /// Talk with a model.
@@ -48,11 +49,14 @@ pub struct ChatSettings {
     pub reasoning: ReasoningArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
+    pub speculation: SpeculationArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
     pub compute: ComputeArgs,
 }
 
 /// Options that cannot change while a model runs.
-const FIXED: [&str; 4] = ["model", "mtp", "ctx-size", "threads"];
+const FIXED: [&str; 6] = ["model", "mtp", "model-draft", "spec-vocabulary", "ctx-size", "threads"];
 
 impl ChatSettings {
     /// Changes one option by its name on the command line.
@@ -65,13 +69,14 @@ impl ChatSettings {
             anyhow::bail!("{name} cannot change while the model runs");
         }
         let command = ChangedSampling::command_for_update().mut_args(|argument| argument.env(None::<&str>));
-        let mut changed = ChangedSampling { sampling: self.sampling.clone(), predict: None };
+        let (sampling, speculation) = (self.sampling.clone(), self.speculation.clone());
+        let mut changed = ChangedSampling { sampling, speculation, predict: None };
         // The equals sign keeps negative numbers from looking like options.
         command
             .try_get_matches_from([format!("--{name}={value}")])
             .and_then(|matches| changed.update_from_arg_matches(&matches))
             .map_err(|error| anyhow::anyhow!("{}", crate::cli::config::first_line(&error.to_string())))?;
-        self.sampling = changed.sampling;
+        (self.sampling, self.speculation) = (changed.sampling, changed.speculation);
         self.generation.predict = changed.predict.unwrap_or(self.generation.predict);
         Ok(())
     }
@@ -83,6 +88,8 @@ impl ChatSettings {
 struct ChangedSampling {
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    speculation: SpeculationArgs,
     #[arg(long, allow_negative_numbers = true)]
     predict: Option<i64>,
 }

@@ -18,6 +18,7 @@ mod quantize;
 mod run;
 mod sampling;
 mod serve;
+mod speculation;
 mod template;
 mod tokenize;
 
@@ -40,6 +41,7 @@ pub use quantize::{MakingArgs, QuantizeArgs};
 pub use run::RunArgs;
 pub use sampling::SamplingArgs;
 pub use serve::ServeArgs;
+pub use speculation::SpeculationArgs;
 pub use template::{ReasoningArgs, ReasoningFormat, ReasoningName, TemplateArgs};
 pub use tokenize::TokenizeArgs;
 

@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{
     ChatSettings, ComputeArgs, ConstraintArgs, GenerationArgs, ModelArgs, ReasoningArgs, SamplingArgs,
-    TemplateArgs,
+    SpeculationArgs, TemplateArgs,
 };
 
 /// Continue a text.
@@ -50,6 +50,9 @@ pub struct RunArgs {
     pub reasoning: ReasoningArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
+    pub speculation: SpeculationArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
     pub compute: ComputeArgs,
 }
 
@@ -66,6 +69,7 @@ impl RunArgs {
             constraint: self.constraint.clone(),
             template: self.template.clone(),
             reasoning: self.reasoning.clone(),
+            speculation: self.speculation.clone(),
             compute: self.compute.clone(),
         }
     }

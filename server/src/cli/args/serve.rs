@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ComputeArgs, GenerationArgs, ModelArgs, ReasoningName, SamplingArgs, TemplateArgs};
+use super::{
+    ComputeArgs, GenerationArgs, ModelArgs, ReasoningName, SamplingArgs, SpeculationArgs, TemplateArgs,
+};
 
 /// Serve a model over HTTP.
 #[derive(Args, Clone, Debug)]
@@ -105,6 +107,9 @@ pub struct ServeArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub sampling: SamplingArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub speculation: SpeculationArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub compute: ComputeArgs,
