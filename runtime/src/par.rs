@@ -1,14 +1,17 @@
-//! The one door to other threads: a private pool, entered once per forward pass.
+//! The one door to other threads: a private team, called together once per forward pass.
 
-use std::cell::Cell;
-use std::marker::PhantomData;
+mod crew;
+mod shared;
+
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use millpond_simd::matmul::OutTile;
-use rayon::ThreadPool;
+pub use crew::join;
+use crew::{Crew, Pass, WAITED, present};
+pub(crate) use shared::SharedRows;
 
 /// Why a team of threads could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -20,50 +23,65 @@ pub struct TeamError {
     pub reason: String,
 }
 
-/// A private pool of worker threads. Idle workers sleep.
+/// A private team of threads: the one that calls [`Team::run`], and helpers. Idle helpers sleep.
 ///
 /// Results never depend on the number of threads: work is split into units whose arithmetic does not know who
-/// computes them. So the team may leave a worker out for a while when the system gives its processor to somebody else.
+/// computes them. So the team may leave a helper out for a while when the system gives its processor to somebody else.
+///
+/// Within a pass helpers look for work without sleeping or yielding, as the next is microseconds away: a thread that
+/// yields on a busy machine is away for milliseconds.
 pub struct Team {
-    pool: ThreadPool,
-    /// One worker fewer, made when it is first needed.
-    fewer: OnceLock<Option<ThreadPool>>,
+    crew: Arc<Crew>,
+    helpers: Vec<JoinHandle<()>>,
     pace: Mutex<Pace>,
+    /// For parallel iterators, made when first needed.
+    pool: OnceLock<Option<rayon::ThreadPool>>,
 }
 
 impl Team {
-    /// A team of `threads` workers; 0 means [`default_threads`].
+    /// A team of `threads` threads, the caller's among them; 0 means [`default_threads`].
     ///
     /// # Errors
     /// [`TeamError`] when the system refuses the threads.
     pub fn new(threads: usize) -> Result<Team, TeamError> {
         let threads = if threads == 0 { default_threads() } else { threads };
-        let pool = pool(threads).map_err(|error| TeamError { threads, reason: error.to_string() })?;
-        Ok(Team { pool, fewer: OnceLock::new(), pace: Mutex::default() })
+        let crew = Arc::new(Crew::new(threads - 1));
+        let mut team = Team { crew, helpers: Vec::new(), pace: Mutex::default(), pool: OnceLock::new() };
+        for index in 0..threads - 1 {
+            let crew = Arc::clone(&team.crew);
+            let helper = std::thread::Builder::new()
+                .name(format!("millpond-{}", index + 1))
+                .spawn(move || crew.help(index))
+                .map_err(|error| TeamError { threads, reason: error.to_string() })?;
+            team.helpers.push(helper);
+        }
+        Ok(team)
     }
 
-    /// Runs `work` inside the pool; parallel iterators within it use the team's threads.
-    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        let threads = self.threads();
-        let with_all = threads == 1 || self.pace().with_all();
-        let fewer = || self.fewer.get_or_init(|| pool(threads - 1).ok()).as_ref();
-        if let Some(pool) = (!with_all).then(fewer).flatten() {
-            return pool.install(work);
-        }
+    /// Runs `work` in this thread, with the team's helpers at [`join`] and what is built on it.
+    pub fn run<R>(&self, work: impl FnOnce() -> R) -> R {
+        let helpers = self.pace().helpers(self.helpers.len());
+        let pass = Pass::enter(&self.crew, helpers);
         let start = Instant::now();
-        let (result, waited) = self.pool.install(|| {
-            WAITED.set(Duration::ZERO);
-            (work(), WAITED.get())
-        });
-        if threads > 1 {
-            self.pace().note(start.elapsed(), waited);
-        }
+        WAITED.set(Duration::ZERO);
+        let result = work();
+        drop(pass);
+        self.pace().note(helpers, start.elapsed(), WAITED.get());
         result
     }
 
-    /// Workers in the team.
+    /// Runs `work` inside a pool of `rayon`'s of as many threads, for parallel iterators: measurements use it.
+    pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        let pool = || rayon::ThreadPoolBuilder::new().num_threads(self.threads()).build().ok();
+        match self.pool.get_or_init(pool) {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+
+    /// Threads of the team.
     pub fn threads(&self) -> usize {
-        self.pool.current_num_threads()
+        self.helpers.len() + 1
     }
 
     fn pace(&self) -> MutexGuard<'_, Pace> {
@@ -71,24 +89,26 @@ impl Team {
     }
 }
 
-fn pool(threads: usize) -> Result<ThreadPool, rayon::ThreadPoolBuildError> {
-    rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("millpond-{i}")).build()
+impl Drop for Team {
+    fn drop(&mut self) {
+        self.crew.stop();
+        for helper in self.helpers.drain(..) {
+            // A helper catches the panics of its work and hands them on; its own loop has none.
+            let _ = helper.join();
+        }
+    }
 }
 
-thread_local! {
-    /// How long this thread has waited in [`claim_each`] for units that others held.
-    static WAITED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
-}
-
-/// When to leave a worker out.
+/// How many helpers to leave out.
 ///
-/// Where a neighbour takes a processor, the worker there stands still for milliseconds, now and then with a unit of work
-/// in its hands, for which all others wait. Passes that mostly wait like that are faster without it.
+/// Where a neighbour takes a processor, the helper there stands still for milliseconds, now and then with work in its
+/// hands, for which all others wait. Passes that mostly wait like that are faster without it.
 #[derive(Default)]
 struct Pace {
     /// Passes in a row that mostly waited.
     slow: u32,
-    /// How long the worker was left out last, and until when.
+    left_out: usize,
+    /// For how long helpers were left out last, and until when.
     rest: Duration,
     until: Option<Instant>,
 }
@@ -101,25 +121,31 @@ impl Pace {
     const FIRST_REST: Duration = Duration::from_millis(250);
     const LONGEST_REST: Duration = Duration::from_secs(4);
 
-    /// Whether the next pass takes all workers.
-    fn with_all(&mut self) -> bool {
-        self.until = self.until.filter(|&until| Instant::now() < until);
-        self.until.is_none()
+    /// How many of all helpers take part in the next pass.
+    fn helpers(&mut self, all: usize) -> usize {
+        if self.until.is_some_and(|until| until <= Instant::now()) {
+            (self.until, self.left_out) = (None, 0);
+        }
+        all - self.left_out.min(all)
     }
 
-    /// Takes note of a pass of all workers and of how long of it its first waited for others.
-    fn note(&mut self, took: Duration, waited: Duration) {
-        if took < Self::SHORTEST {
+    /// Takes note of a pass with some helpers and of how long of it its own thread waited for others.
+    fn note(&mut self, helpers: usize, took: Duration, waited: Duration) {
+        if helpers == 0 || took < Self::SHORTEST {
             return;
         }
         if waited * 3 < took {
-            (self.slow, self.rest) = (0, Duration::ZERO);
+            self.slow = 0;
+            if self.left_out == 0 {
+                self.rest = Duration::ZERO;
+            }
             return;
         }
         self.slow += 1;
         // After a rest that did not help one pass is enough.
-        if self.slow >= Self::SLOW || !self.rest.is_zero() {
+        if self.slow >= Self::SLOW || (!self.rest.is_zero() && self.left_out == 0) {
             self.rest = (self.rest * 2).clamp(Self::FIRST_REST, Self::LONGEST_REST);
+            self.left_out += helpers.div_ceil(2);
             (self.slow, self.until) = (0, Some(Instant::now() + self.rest));
         }
     }
@@ -133,14 +159,13 @@ const MOST_SHARES: usize = 64;
 /// Each worker has a share of consecutive units, in the order of memory, and claims them one by one; when its own are
 /// done it claims from the others' shares. So a worker that the system takes off its processor holds one unit at most.
 pub(crate) fn claim_each(units: usize, work: impl Fn(usize) + Sync) {
-    let count = rayon::current_num_threads().min(units).min(MOST_SHARES);
+    let count = present().min(units).min(MOST_SHARES);
     if count <= 1 {
         return (0..units).for_each(work);
     }
     let shares: [AtomicUsize; MOST_SHARES] = std::array::from_fn(|i| AtomicUsize::new(units * i / count));
     let shares = Shares { next: &shares[..count], units };
-    let done = help(&shares, 0..count, &work);
-    WAITED.set(WAITED.get() + done.elapsed());
+    help(&shares, 0..count, &work);
 }
 
 /// Units that are left.
@@ -163,13 +188,13 @@ impl Shares<'_> {
     }
 }
 
-/// Works on all shares, beginning with the first of `own`, and offers the rest of them to other workers. Returns when
-/// this thread found nothing more to claim.
-fn help(shares: &Shares<'_>, own: Range<usize>, work: &(impl Fn(usize) + Sync)) -> Instant {
+/// Works on all shares, beginning with the first of `own`, and offers the rest of them to other workers.
+fn help(shares: &Shares<'_>, own: Range<usize>, work: &(impl Fn(usize) + Sync)) {
     if own.len() > 1 {
         let middle = own.start + own.len() / 2;
         let (first, second) = (own.start..middle, middle..own.end);
-        return rayon::join(|| help(shares, first, work), || help(shares, second, work)).0;
+        join(|| help(shares, first, work), || help(shares, second, work));
+        return;
     }
     let count = shares.next.len();
     for share in (own.start..count).chain(0..own.start) {
@@ -177,107 +202,62 @@ fn help(shares: &Shares<'_>, own: Range<usize>, work: &(impl Fn(usize) + Sync)) 
             work(unit);
         }
     }
-    Instant::now()
 }
 
-/// A row-major matrix that several threads write at once, each a tile of its own.
-pub(crate) struct SharedRows<'a> {
-    start: *mut f32,
-    rows: usize,
-    cols: usize,
-    claimed: ClaimCheck,
-    values: PhantomData<&'a mut [f32]>,
+/// Calls `work` for every index below `count`, `grain` of them at a time.
+pub(crate) fn each(count: usize, grain: usize, work: impl Fn(usize) + Sync) {
+    claim_each(count.div_ceil(grain), |unit| (unit * grain..count.min((unit + 1) * grain)).for_each(&work));
 }
 
-// SAFETY: the pointer comes from a unique borrow that lives as long as the value, and `tile` hands out tiles that its
-// callers keep apart, so no two threads touch the same value.
-unsafe impl Sync for SharedRows<'_> {}
+/// Calls `work` for every item, `grain` of them at a time.
+pub(crate) fn each_mut<T: Send>(items: &mut [T], grain: usize, work: impl Fn(usize, &mut T) + Sync) {
+    each_chunk(items, 1, grain, |index, item| work(index, &mut item[0]));
+}
 
-impl<'a> SharedRows<'a> {
-    /// Shares `values` as `rows x cols`.
-    ///
-    /// # Panics
-    /// When `values` is shorter than that.
-    pub(crate) fn new(values: &'a mut [f32], rows: usize, cols: usize) -> SharedRows<'a> {
-        assert!(values.len() >= rows * cols, "{} values are no {rows} x {cols} matrix", values.len());
-        SharedRows {
-            start: values.as_mut_ptr(),
-            rows,
-            cols,
-            claimed: ClaimCheck::new(rows * cols),
-            values: PhantomData,
+/// Calls `work` for every whole chunk of `width` items, `grain` chunks at a time.
+pub(crate) fn each_chunk<T: Send>(
+    items: &mut [T],
+    width: usize,
+    grain: usize,
+    work: impl Fn(usize, &mut [T]) + Sync,
+) {
+    each_pair((items, width), (&mut [], 0), grain, |index, chunk, _: &mut [()]| work(index, chunk));
+}
+
+/// Calls `work` for every whole chunk of the first items, each of the given width, with the chunk of the second at the
+/// same index, `grain` at a time.
+pub(crate) fn each_pair<A: Send, B: Send>(
+    first: (&mut [A], usize),
+    second: (&mut [B], usize),
+    grain: usize,
+    work: impl Fn(usize, &mut [A], &mut [B]) + Sync,
+) {
+    let (items, width) = first;
+    let count = items.len().checked_div(width).unwrap_or(0);
+    halve(0..count, (&mut items[..count * width], width), second, grain.max(1), &work);
+}
+
+fn halve<A: Send, B: Send>(
+    range: Range<usize>,
+    (first, width): (&mut [A], usize),
+    (second, other): (&mut [B], usize),
+    grain: usize,
+    work: &(impl Fn(usize, &mut [A], &mut [B]) + Sync),
+) {
+    if range.len() <= grain {
+        for (i, index) in range.enumerate() {
+            work(index, &mut first[i * width..(i + 1) * width], &mut second[i * other..(i + 1) * other]);
         }
+        return;
     }
-
-    /// All rows of some columns. Each value may be taken once; debug builds check it.
-    ///
-    /// # Panics
-    /// When the columns are not columns of the matrix.
-    pub(crate) fn columns(&self, columns: Range<usize>) -> OutTile<'_> {
-        self.tile(0..self.rows, columns)
-    }
-
-    /// Some rows of some columns. Each value may be taken once; debug builds check it.
-    ///
-    /// # Panics
-    /// When they are not rows and columns of the matrix.
-    pub(crate) fn tile(&self, rows: Range<usize>, columns: Range<usize>) -> OutTile<'_> {
-        assert!(columns.start <= columns.end && columns.end <= self.cols);
-        assert!(rows.start <= rows.end && rows.end <= self.rows);
-        for row in rows.clone() {
-            self.claimed.claim(row * self.cols + columns.start..row * self.cols + columns.end);
-        }
-        let first = rows.start * self.cols + columns.start;
-        // SAFETY: the tile lies inside the borrowed values (asserted above), and its values are taken only once.
-        unsafe { OutTile::from_raw(self.start.add(first), self.cols, rows.len(), columns.len()) }
-    }
-}
-
-/// In debug builds, remembers which values were taken.
-struct ClaimCheck {
-    #[cfg(debug_assertions)]
-    taken: Vec<std::sync::atomic::AtomicBool>,
-}
-
-#[cfg(debug_assertions)]
-thread_local! {
-    /// Memory of checks that are over, so that debug builds too stop allocating.
-    static CHECKED: std::cell::RefCell<Vec<Vec<std::sync::atomic::AtomicBool>>> =
-        const { std::cell::RefCell::new(Vec::new()) };
-}
-
-impl ClaimCheck {
-    #[cfg(debug_assertions)]
-    fn new(values: usize) -> ClaimCheck {
-        let mut taken = CHECKED.with_borrow_mut(Vec::pop).unwrap_or_default();
-        taken.clear();
-        taken.resize_with(values, Default::default);
-        ClaimCheck { taken }
-    }
-
-    #[cfg(not(debug_assertions))]
-    fn new(_values: usize) -> ClaimCheck {
-        ClaimCheck {}
-    }
-
-    #[cfg(debug_assertions)]
-    fn claim(&self, range: Range<usize>) {
-        for taken in &self.taken[range.clone()] {
-            let before = taken.swap(true, std::sync::atomic::Ordering::Relaxed);
-            assert!(!before, "values {range:?} are written twice");
-        }
-    }
-
-    #[cfg(not(debug_assertions))]
-    fn claim(&self, _range: Range<usize>) {}
-}
-
-#[cfg(debug_assertions)]
-impl Drop for ClaimCheck {
-    fn drop(&mut self) {
-        let taken = std::mem::take(&mut self.taken);
-        CHECKED.with_borrow_mut(|checked| checked.push(taken));
-    }
+    let half = range.len() / 2;
+    let middle = range.start + half;
+    let (a, b) = first.split_at_mut(half * width);
+    let (c, d) = second.split_at_mut(half * other);
+    join(
+        || halve(range.start..middle, (a, width), (c, other), grain, work),
+        || halve(middle..range.end, (b, width), (d, other), grain, work),
+    );
 }
 
 /// One thread for each physical core this process may run on, and only the biggest cores where they differ.
@@ -360,22 +340,96 @@ mod tests {
     }
 
     #[test]
-    fn a_team_rests_a_worker_after_slow_passes_and_longer_if_that_did_not_help() {
+    fn a_team_leaves_helpers_out_after_slow_passes_and_longer_if_that_did_not_help() {
         let (took, mut pace) = (Duration::from_millis(20), Pace::default());
         for _ in 0..Pace::SLOW {
-            assert!(pace.with_all());
-            pace.note(took, took / 2);
+            assert_eq!(pace.helpers(3), 3);
+            pace.note(3, took, took / 2);
         }
-        assert!(!pace.with_all());
-        assert_eq!(pace.rest, Pace::FIRST_REST);
-        pace.until = Some(Instant::now());
-        assert!(pace.with_all());
-        pace.note(took, took / 2);
+        // Two of three, then the last.
+        for left in [1, 0] {
+            assert_eq!(pace.helpers(3), left);
+            (0..Pace::SLOW).for_each(|_| pace.note(left, took, took / 2));
+        }
         assert_eq!(pace.rest, 2 * Pace::FIRST_REST);
+        // When the rest is over one slow pass is enough, and a good one ends it.
         pace.until = Some(Instant::now());
-        assert!(pace.with_all());
-        pace.note(took, took / 10);
-        assert!(pace.with_all());
-        assert_eq!((pace.slow, pace.rest), (0, Duration::ZERO));
+        assert_eq!(pace.helpers(3), 3);
+        pace.note(3, took, took / 2);
+        assert_eq!((pace.helpers(3), pace.rest), (1, 4 * Pace::FIRST_REST));
+        pace.until = Some(Instant::now());
+        assert_eq!(pace.helpers(3), 3);
+        pace.note(3, took, took / 10);
+        assert_eq!((pace.helpers(3), pace.rest), (3, Duration::ZERO));
+    }
+
+    #[test]
+    fn joined_work_nests_and_gives_both_results() {
+        fn sum(values: &[u64]) -> u64 {
+            match values {
+                [] => 0,
+                [value] => *value,
+                _ => {
+                    let (a, b) = values.split_at(values.len() / 2);
+                    let (a, b) = join(|| sum(a), || sum(b));
+                    a + b
+                }
+            }
+        }
+        let values: Vec<u64> = (0..5000).collect();
+        let want: u64 = values.iter().sum();
+        assert_eq!(sum(&values), want);
+        for threads in 1..=5 {
+            let team = Team::new(threads).unwrap();
+            for _ in 0..20 {
+                assert_eq!(team.run(|| sum(&values)), want);
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_come_with_their_index_and_their_partner() {
+        let team = Team::new(3).unwrap();
+        for grain in [1, 2, 5, 100] {
+            let (mut values, mut partners) = (vec![0; 23], vec![0; 33]);
+            team.run(|| {
+                each_pair((&mut values, 2), (&mut partners, 3), grain, |index, values, partners| {
+                    values.fill(index);
+                    partners.fill(index + 1);
+                });
+            });
+            assert!((0..22).all(|i| values[i] == i / 2) && (0..33).all(|i| partners[i] == i / 3 + 1));
+            assert_eq!(values[22], 0, "no whole chunk");
+        }
+    }
+
+    #[test]
+    fn panics_come_back_once_both_sides_are_over() {
+        let team = Team::new(2).unwrap();
+        for _ in 0..20 {
+            for (first, second) in [(true, false), (false, true), (true, true)] {
+                let over = AtomicUsize::new(0);
+                let side = |panics: bool| {
+                    over.fetch_add(1, Ordering::Relaxed);
+                    assert!(!panics, "as asked");
+                };
+                let run = || team.run(|| join(|| side(first), || side(second)));
+                assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
+                assert_eq!(over.into_inner(), 2);
+            }
+        }
+        assert_eq!(team.run(|| join(|| 1, || 2)), (1, 2));
+    }
+
+    #[test]
+    fn idle_helpers_sleep() {
+        let team = Team::new(2).unwrap();
+        team.run(|| join(|| (), || ()));
+        let helper = team.helpers[0].thread().id();
+        assert_ne!(helper, std::thread::current().id());
+        while !team.crew.all_asleep() {
+            std::thread::yield_now();
+        }
+        assert_eq!(team.run(|| join(|| 1, || 2)), (1, 2));
     }
 }

@@ -61,7 +61,7 @@ impl Encoder<'_> {
             let starts: Vec<usize> = (first..end).step_by(chunk_rows).collect();
             let chunk = |&start: &usize| encode_rows(tensor, format, start, (start + chunk_rows).min(end));
             let chunks: Vec<Result<Vec<u8>, QuantizeError>> =
-                self.team.run(|| starts.par_iter().map(chunk).collect());
+                self.team.install(|| starts.par_iter().map(chunk).collect());
             for (start, chunk) in starts.iter().zip(chunks) {
                 let rows = chunk_rows.min(end - start);
                 write(&chunk?, (rows * tensor.cols) as u64)?;

@@ -121,7 +121,7 @@ impl Probe {
 
 fn timed(team: &Team, work: impl FnOnce() + Send) -> f64 {
     let start = Instant::now();
-    team.run(work);
+    team.install(work);
     start.elapsed().as_secs_f64()
 }
 

@@ -98,7 +98,7 @@ impl Snapshots {
         let (kernels, layout, rows) = (self.kernels, &self.layout, self.rows);
         let sequences = &mut self.sequences;
         let start = Instant::now();
-        team.run(|| {
+        team.install(|| {
             for index in 0..layout.linear.len() {
                 sequences.par_iter_mut().for_each(|sequence| verify(kernels, layout, index, rows, sequence));
             }

@@ -4,9 +4,9 @@ use half::f16;
 use millpond_models::AttentionSpec;
 use millpond_simd::attention::{AttendPage, KvBlock, Partials};
 use millpond_simd::kernels::Kernels;
-use rayon::prelude::*;
 
 use super::scratch::{Buffer, grown};
+use crate::par::{each_chunk, each_mut, each_pair};
 use crate::state::layout::{AttentionLayout, PAGE_POSITIONS};
 use crate::state::memory::{KvPage, Q8_BYTES, Q8_VALUES, SequenceMemory};
 use crate::weights::AttentionWeights;
@@ -153,7 +153,7 @@ fn prepare_queries(
     let rows = q.len() / (spec.heads * stride);
     let scale = (dim as f32).sqrt().recip();
     let queries = grown(&mut scratch.queries, rows * spec.heads * dim);
-    queries.par_chunks_exact_mut(group * dim).enumerate().for_each(|(block, queries)| {
+    each_chunk(queries, group * dim, 4, |block, queries| {
         let (kv_head, row) = (block / rows, block % rows);
         let (cos, sin) = rotary.at(start + row);
         for (member, query) in queries.chunks_exact_mut(dim).enumerate() {
@@ -206,8 +206,7 @@ impl Call<'_> {
         }
         let queries = &scratch.queries;
         let partials = &mut scratch.partials[..units];
-        // Unit by unit, so that a worker that stands still holds no row of them.
-        partials.par_iter_mut().enumerate().with_max_len(1).for_each(|(unit, partial)| {
+        each_mut(partials, 1, |unit, partial| {
             let (kv_head, block, span) = (unit / spans / blocks, unit / spans % blocks, unit % spans);
             let tokens = block * TOKEN_BLOCK..self.rows.min((block + 1) * TOKEN_BLOCK);
             let at = (kv_head * self.rows + tokens.start) * group * dim;
@@ -215,8 +214,8 @@ impl Call<'_> {
             self.span(kv_head, tokens, span, queries, partial);
         });
         let results = grown(&mut scratch.results, self.rows * spec.heads * dim);
-        let per_head = results.par_chunks_exact_mut(self.rows * group * dim);
-        per_head.zip(partials.par_chunks_exact_mut(blocks * spans)).for_each(|(results, partials)| {
+        let (results, partials) = ((results, self.rows * group * dim), (partials, blocks * spans));
+        each_pair(results, partials, 1, |_, results, partials| {
             let blocks = results.chunks_mut(TOKEN_BLOCK * group * dim);
             for (results, partials) in blocks.zip(partials.chunks_exact_mut(spans)) {
                 let Some((first, others)) = partials.split_first_mut() else { continue };

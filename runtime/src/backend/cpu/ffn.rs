@@ -2,11 +2,10 @@
 
 use millpond_models::MoeSpec;
 use millpond_simd::kernels::Kernels;
-use rayon::prelude::*;
 
 use super::project::{Inputs, Products, multiply, project, unit_rows, units};
 use super::scratch::{Buffer, grown};
-use crate::par::{SharedRows, claim_each};
+use crate::par::{SharedRows, claim_each, each_chunk, each_pair};
 use crate::weights::{FfnWeights, GluWeights, Matrix, MoeWeights};
 
 /// Working memory of the feed-forwards.
@@ -167,8 +166,8 @@ fn route(call: Call<'_>, spec: &MoeSpec, weights: &MoeWeights, inputs: &Inputs, 
     let scores = grown(&mut scratch.scores, call.rows * spec.experts);
     project(call.products, inputs, [(&weights.router, &mut *scores)]);
     scratch.choices.resize(call.rows * spec.top_k, (0, 0.0));
-    let choices = scratch.choices.par_chunks_exact_mut(spec.top_k);
-    choices.zip(scores.par_chunks_exact_mut(spec.experts)).with_min_len(8).for_each(|(choices, scores)| {
+    let choices = (&mut scratch.choices[..], spec.top_k);
+    each_pair(choices, (scores, spec.experts), 8, |_, choices, scores| {
         call.kernels.vector.softmax(scores);
         for choice in choices.iter_mut() {
             let best = call.kernels.vector.argmax(scores);
@@ -231,7 +230,7 @@ impl ExpertScratch {
     /// Each row's experts, weighted, summed from best to worst, then the shared one.
     fn sum(&self, call: Call<'_>, top_k: usize, shared: Option<(&[f32], &[f32])>, out: &mut [f32]) {
         let hidden = out.len() / call.rows.max(1);
-        out.par_chunks_exact_mut(hidden).enumerate().with_min_len(4).for_each(|(row, out)| {
+        each_chunk(out, hidden, 4, |row, out| {
             out.fill(0.0);
             for choice in row * top_k..(row + 1) * top_k {
                 let at = self.places[choice] as usize * hidden;

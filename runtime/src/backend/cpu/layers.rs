@@ -3,7 +3,6 @@
 use millpond_models::{AttentionSpec, FfnSpec, LayerSpec, LinearSpec, ModelSpec};
 use millpond_simd::kernels::Kernels;
 use millpond_simd::quant::dequantize_row;
-use rayon::prelude::*;
 
 use super::attention::{self, AttentionRows, RotaryTable};
 use super::ffn::{self, Call, Normed};
@@ -11,6 +10,7 @@ use super::forward::{Running, Scratch, SegmentScratch};
 use super::linear::{self, LinearStream, RowInputs};
 use super::project::{Arithmetic, Products, project};
 use super::scratch::grown;
+use crate::par::{each_chunk, join};
 use crate::state::layout::{MixerSlot, StateLayout};
 use crate::weights::{
     AttentionWeights, FfnWeights, LayerWeights, LinearInput, LinearWeights, Matrix, MixerWeights,
@@ -46,7 +46,8 @@ impl Context<'_> {
     /// `out[row] = rms_norm(x[row]) * weight`.
     pub(super) fn norm_rows(&self, x: &[f32], weight: &[f32], out: &mut [f32]) {
         let width = weight.len();
-        out.par_chunks_exact_mut(width).zip(x.par_chunks_exact(width)).for_each(|(out, x)| {
+        each_chunk(out, width, 4, |row, out| {
+            let x = &x[row * width..(row + 1) * width];
             self.kernels.vector.rms_norm(x, weight, self.spec.norm_eps, out);
         });
     }
@@ -282,7 +283,7 @@ fn each_sequence<const N: usize>(
                 let (before, after) = values.split_at_mut(rows * width);
                 (left.0, *right) = (before, (after, width));
             }
-            rayon::join(
+            join(
                 || each_sequence(first, first_scratch, left, work),
                 || each_sequence(second, second_scratch, right, work),
             );

@@ -4,10 +4,9 @@ use std::ops::Range;
 
 use millpond_simd::matmul::{ActivationKind, ActivationWriter, Activations, MatmulKernels, OutTile};
 use millpond_simd::quant::{QFormat, dequantize_row};
-use rayon::prelude::*;
 use zerocopy::IntoBytes;
 
-use crate::par::{SharedRows, claim_each};
+use crate::par::{SharedRows, claim_each, each, each_chunk};
 use crate::weights::Matrix;
 
 /// Weight bytes one unit of work covers: large enough to hide the cost of claiming it, small enough that a late
@@ -84,11 +83,7 @@ impl Inputs {
             let values = &values[row * cols..(row + 1) * cols];
             writers.iter().flatten().for_each(|writer| writer.prepare_row(products.kernels, row, values));
         };
-        if rows <= PREPARED_ROWS {
-            (0..rows).for_each(prepare);
-        } else {
-            (0..rows).into_par_iter().with_min_len(PREPARED_ROWS).for_each(prepare);
-        }
+        each(rows, PREPARED_ROWS, prepare);
     }
 
     /// As [`Inputs::set`], with values that `write(row, values)` makes first, while they are close: a norm or an
@@ -103,16 +98,10 @@ impl Inputs {
     ) {
         let rows = values.len() / cols;
         let writers = self.start(products, rows, cols, matrices);
-        let prepare = |(row, values): (usize, &mut [f32])| {
+        each_chunk(values, cols, PREPARED_ROWS, |row, values| {
             write(row, values);
             writers.iter().flatten().for_each(|writer| writer.prepare_row(products.kernels, row, values));
-        };
-        if rows <= PREPARED_ROWS {
-            values.chunks_exact_mut(cols).enumerate().for_each(prepare);
-        } else {
-            let rows = values.par_chunks_exact_mut(cols).enumerate();
-            rows.with_min_len(PREPARED_ROWS).for_each(prepare);
-        }
+        });
     }
 
     /// Takes row `row(order[i])` of other inputs as row `i`, for every `i`, in the forms that `matrices` need and the
@@ -126,10 +115,10 @@ impl Inputs {
         matrices: impl IntoIterator<Item = &'m Matrix>,
     ) {
         let writers = self.start(products, order.len(), from.cols, matrices);
-        order.par_iter().enumerate().with_min_len(PREPARED_ROWS).for_each(|(place, &choice)| {
+        each(order.len(), PREPARED_ROWS, |place| {
             for (writer, form) in writers.iter().zip(&from.forms) {
                 if let Some(writer) = writer {
-                    writer.copy_row(place, &form.activations, row(choice));
+                    writer.copy_row(place, &form.activations, row(order[place]));
                 }
             }
         });

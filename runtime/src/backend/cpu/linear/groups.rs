@@ -102,7 +102,7 @@ impl Pass<'_> {
     pub(super) fn groups(&self, operands: &Operands<'_>, part: GroupsPart<'_>) {
         if part.count > 1 {
             let (left, right) = part.halve();
-            rayon::join(|| self.groups(operands, left), || self.groups(operands, right));
+            crate::par::join(|| self.groups(operands, left), || self.groups(operands, right));
         } else {
             self.group(operands, part);
         }

@@ -13,10 +13,9 @@ mod unit;
 use std::sync::Arc;
 
 use millpond_simd::kernels::Kernels;
-use rayon::prelude::*;
 
 use super::scratch::{Buffer, grown};
-use crate::par::SharedRows;
+use crate::par::{SharedRows, each_mut};
 use crate::state::PassPlan;
 use crate::state::layout::{LinearLayout, StateLayout};
 use crate::state::memory::{LayerLog, SequenceMemory};
@@ -118,9 +117,14 @@ pub fn mix_batch<'a>(
     layout: &StateLayout,
     index: usize,
     parameters: LinearParameters<'_>,
-    streams: impl IntoParallelIterator<Item = LinearStream<'a>>,
+    streams: impl IntoIterator<Item = LinearStream<'a>>,
 ) {
-    streams.into_par_iter().for_each(|stream| mix(kernels, layout, index, parameters, stream));
+    let mut streams: Vec<Option<LinearStream<'a>>> = streams.into_iter().map(Some).collect();
+    each_mut(&mut streams, 1, |_, stream| {
+        if let Some(stream) = stream.take() {
+            mix(kernels, layout, index, parameters, stream);
+        }
+    });
 }
 
 /// Runs one sequence's rows through the state of one layer.

@@ -89,7 +89,7 @@ impl Pass<'_> {
     pub(super) fn key_heads(&self, part: HeadsPart<'_>) {
         if part.count > 1 {
             let (left, right) = part.halve();
-            rayon::join(|| self.key_heads(left), || self.key_heads(right));
+            crate::par::join(|| self.key_heads(left), || self.key_heads(right));
             return;
         }
         let mut scratch = IDLE.with_borrow_mut(Vec::pop).unwrap_or_default();
