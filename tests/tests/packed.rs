@@ -151,7 +151,8 @@ fn weights_are_used_in_place() {
     for matrix in matrices(&model.weights) {
         assert_eq!(matrix.bytes().as_ptr().align_offset(64), 0, "{matrix:?}");
     }
-    let read = load::LoadOptions { access: millpond::file::mmap::Access::Read, mtp: None };
+    let access = millpond::file::mmap::Access::Read;
+    let read = load::LoadOptions { access, ..load::LoadOptions::default() };
     same_models(&load::load_model(&path, &read).unwrap(), &model);
 }
 
