@@ -5,3 +5,4 @@ pub mod bench;
 pub mod built_in;
 pub mod cli;
 pub mod http;
+pub mod hub;

@@ -29,8 +29,9 @@ fn command_lines() -> Vec<(String, String)> {
     found
 }
 
-/// Words of a line, as a shell splits them; double quotes are the only ones the guide uses.
+/// Words of a line up to a remark, as a shell splits them; double quotes are the only ones the guide uses.
 fn words(line: &str) -> Vec<OsString> {
+    let line = line.split_once(" # ").map_or(line, |(line, _)| line);
     let mut words = Vec::new();
     for (number, part) in line.split('"').enumerate() {
         if number % 2 == 1 {

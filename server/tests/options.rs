@@ -79,6 +79,8 @@ fn what_is_typed_silences_its_rivals_from_elsewhere() {
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", text(&output.stderr));
+    let shown = command(&["inspect", MODEL]).env("MILLPOND_MODEL", "/no/such").output().unwrap();
+    assert!(shown.status.success(), "{}", text(&shown.stderr));
     fails(&command(&["run", "x", "--no-mmap", "--mlock"]).output().unwrap(), 2, "cannot be used with");
     let json = command(&["run", "x", "-j", "{}", "--grammar", "start: \"a\""]).output().unwrap();
     fails(&json, 2, "cannot be used with");
@@ -237,6 +239,16 @@ fn a_log_tells_what_was_done_and_the_answer_stays_alone() {
     assert!(text(&said.stderr).contains("model loaded"));
     let output = command(&["run", "x", "--log-file", "/no/such/folder/log"]).output().unwrap();
     fails(&output, 1, "/no/such/folder/log");
+}
+
+#[test]
+fn an_answer_for_a_program_has_figures() {
+    let line = ["run", KING, "-n", "5", "--temp", "0", "--ignore-eos"];
+    let json = answer(&mut command(&[&line[..], &["--json"]].concat()));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["text"], answer(&mut command(&line)));
+    assert_eq!((&json["finish_reason"], &json["completion_tokens"]), (&"length".into(), &5.into()));
+    assert_eq!(json["prompt_tokens"], count(KING));
 }
 
 #[test]

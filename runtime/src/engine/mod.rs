@@ -55,7 +55,7 @@ use crate::sample::grammar::{GrammarCompiler, GrammarError};
 use crate::state::layout::StateLayout;
 use crate::weights::ModelWeights;
 use draft_model::DraftModel;
-use session_file::{Session, SessionFolder};
+use session_file::Session;
 use stream::Stream;
 use worker::Worker;
 
@@ -69,7 +69,7 @@ pub use options::{DraftSource, EngineError, EngineOptions, SpecError, SpecMode, 
 pub use request::{
     Class, Event, FinishReason, Pooling, Request, RequestError, SubmitError, TokenLogprob, Usage,
 };
-pub use session_file::{SessionError, SessionInfo};
+pub use session_file::{SessionError, SessionFolder, SessionInfo};
 pub use speculation::MAX_DRAFT;
 pub use stats::{SlotPhase, SlotStats, Stats};
 

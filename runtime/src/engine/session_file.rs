@@ -421,14 +421,16 @@ fn check_name(name: &str) -> Result<(), SessionError> {
     if good { Ok(()) } else { Err(SessionError::Name(name.chars().take(80).collect())) }
 }
 
-/// A folder of session files.
+/// A folder of session files, for whoever has no engine at hand: what is in it can be told and deleted without a model.
 #[derive(Clone, Debug)]
-pub(crate) struct SessionFolder {
+pub struct SessionFolder {
     path: PathBuf,
 }
 
 impl SessionFolder {
-    pub(super) fn new(path: PathBuf) -> SessionFolder {
+    /// The folder at a path; it need not exist yet.
+    #[must_use]
+    pub fn new(path: PathBuf) -> SessionFolder {
         SessionFolder { path }
     }
 
@@ -492,7 +494,10 @@ impl SessionFolder {
     }
 
     /// What the header of a session says.
-    pub(super) fn info(&self, name: &str) -> Result<SessionInfo, SessionError> {
+    ///
+    /// # Errors
+    /// [`SessionError`] when there is none or it is damaged.
+    pub fn info(&self, name: &str) -> Result<SessionInfo, SessionError> {
         let (mut file, length) = self.open(name)?;
         let failed = |reason: String| SessionError::Damaged { name: name.to_owned(), reason };
         let mut bytes = [0; HEADER];
@@ -508,7 +513,10 @@ impl SessionFolder {
     }
 
     /// All sessions whose headers are whole, by name.
-    pub(super) fn list(&self) -> Result<Vec<SessionInfo>, SessionError> {
+    ///
+    /// # Errors
+    /// [`SessionError`] when the folder cannot be read.
+    pub fn list(&self) -> Result<Vec<SessionInfo>, SessionError> {
         let entries = match fs::read_dir(&self.path) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -530,7 +538,10 @@ impl SessionFolder {
     }
 
     /// Deletes a session's file.
-    pub(super) fn delete(&self, name: &str) -> Result<(), SessionError> {
+    ///
+    /// # Errors
+    /// [`SessionError`] when there is none or the system refuses.
+    pub fn delete(&self, name: &str) -> Result<(), SessionError> {
         match fs::remove_file(self.file(name)?) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -7,10 +7,12 @@ use millpond_models::{LinearSpec, ModelSpec};
 use serde::Serialize;
 
 use super::error::LoadError;
+use super::open::OpenGguf;
 use super::progress::Opener;
 use super::store::TensorStore;
 use super::{FileInfo, LoadedModel, file_list, folder_of, load_folder, load_gguf, open, packed};
 use crate::file::gguf::{Gguf, Value};
+use crate::file::mmap;
 use crate::file::packed::VERSION;
 use crate::state::StateLayout;
 use crate::state::memory::KvType;
@@ -131,10 +133,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, LoadError> {
         }
         None => {
             let opened = open::open_gguf(path, &Opener::quiet())?;
-            let format = format!("GGUF version {}", opened.head.version());
-            let mut seen = describe(format, &opened.store, load_gguf(path, &opened));
-            describe_keys(&mut seen, &opened.head);
-            Ok(seen)
+            Ok(describe_gguf(path, &opened))
         }
     }
 }
@@ -150,6 +149,22 @@ pub fn verify(path: &Path) -> Result<bool, LoadError> {
     let opened = packed::open(path, Opener::quiet().open(path)?)?;
     let damaged = |source| LoadError::Packed { path: path.to_owned(), source };
     opened.packed.verify().map_err(damaged).map(|()| true)
+}
+
+/// Looks into a GGUF model that is part of the program and goes by `name`.
+///
+/// # Errors
+/// As [`inspect`].
+pub fn inspect_built_in(bytes: &'static [u8], name: &str) -> Result<Inspection, LoadError> {
+    let path = Path::new(name);
+    Ok(describe_gguf(path, &open::open_gguf_bytes(path, mmap::built_in(bytes))?))
+}
+
+fn describe_gguf(path: &Path, opened: &OpenGguf) -> Inspection {
+    let format = format!("GGUF version {}", opened.head.version());
+    let mut seen = describe(format, &opened.store, load_gguf(path, opened));
+    describe_keys(&mut seen, &opened.head);
+    seen
 }
 
 fn describe_keys(seen: &mut Inspection, keys: &Gguf) {

@@ -25,7 +25,7 @@ use crate::file::packed::Packed;
 use crate::weights::{ByteSource, ModelWeights};
 
 pub use error::LoadError;
-pub use inspect::{Inspection, ModelSummary, TensorSummary, TypeSummary, inspect, verify};
+pub use inspect::{Inspection, ModelSummary, TensorSummary, TypeSummary, inspect, inspect_built_in, verify};
 pub use progress::{Loaded, Progress};
 pub use tokenizer::{FolderText, GgufText, TablesText, TokenizerSource};
 

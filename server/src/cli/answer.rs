@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millpond::engine::{Engine, EngineOptions, Event, Generation, RecvError, Usage};
+use millpond::engine::{Engine, EngineOptions, Event, FinishReason, Generation, RecvError, Usage};
 use millpond::model::Model;
 use millpond::text::reasoning::{AnswerPart, ReasoningSplitter};
 
@@ -26,6 +26,12 @@ const LONG_PROMPT: usize = 256;
 pub(crate) struct Answer {
     /// The text, without thoughts that were told apart.
     pub(crate) text: String,
+    /// Thoughts that were told apart.
+    pub(crate) thoughts: String,
+    /// Its tokens.
+    pub(crate) ids: Vec<u32>,
+    /// Why it ended.
+    pub(crate) reason: FinishReason,
     /// What it cost.
     pub(crate) usage: Usage,
 }
@@ -41,16 +47,21 @@ pub(crate) fn start(
     compute: &Compute,
     context: usize,
 ) -> anyhow::Result<Engine> {
-    let options = EngineOptions {
+    let options = settings::speculation(speculation, draft, options(compute, context))?;
+    device::start(model.clone(), options, compute.device)
+}
+
+/// How an engine for sequences of at most `context` tokens (0: what the model was made for) is set up.
+#[must_use]
+pub(crate) fn options(compute: &Compute, context: usize) -> EngineOptions {
+    EngineOptions {
         threads: compute.threads,
         isa: Some(compute.isa),
         context,
         kv_type: compute.kv_type,
         buffer: compute.buffer,
         ..EngineOptions::default()
-    };
-    let options = settings::speculation(speculation, draft, options)?;
-    device::start(model.clone(), options, compute.device)
+    }
 }
 
 /// What becomes of thoughts.
@@ -85,9 +96,25 @@ pub(crate) fn print(
     interrupt: &Interrupt,
     splitter: Option<(ReasoningSplitter, Thoughts)>,
 ) -> anyhow::Result<Answer> {
-    let mut shown = Shown { splitter, style: Style::stderr(), text: String::new(), is_thinking: false };
+    receive(generation, interrupt, Shown::new(splitter, true))
+}
+
+/// The same without a word: for whoever wants the whole.
+///
+/// # Errors
+/// The engine failed.
+pub(crate) fn collect(
+    generation: &Generation,
+    interrupt: &Interrupt,
+    splitter: Option<ReasoningSplitter>,
+) -> anyhow::Result<Answer> {
+    let splitter = splitter.map(|splitter| (splitter, Thoughts::LeftOut));
+    receive(generation, interrupt, Shown::new(splitter, false))
+}
+
+fn receive(generation: &Generation, interrupt: &Interrupt, mut shown: Shown) -> anyhow::Result<Answer> {
     let mut reading = None;
-    let usage = loop {
+    let (reason, usage) = loop {
         match generation.recv_timeout(POLL) {
             Err(RecvError::Empty) => {}
             Err(RecvError::Ended) => anyhow::bail!("the engine has ended"),
@@ -97,15 +124,16 @@ pub(crate) fn print(
                     reading.get_or_insert_with(start).set(done as u64);
                 }
             }
-            Ok(Event::Token { text, .. }) => {
+            Ok(Event::Token { id, text, .. }) => {
                 reading = None;
+                shown.ids.push(id);
                 shown.push(&text)?;
             }
-            Ok(Event::Done { text, usage, .. }) => {
+            Ok(Event::Done { reason, text, usage }) => {
                 reading = None;
                 shown.push(&text)?;
                 shown.end()?;
-                break usage;
+                break (reason, usage);
             }
             Ok(Event::Error(error)) => return Err(error.into()),
             Ok(Event::Prompt(_) | Event::Embedding(_)) => {}
@@ -115,7 +143,7 @@ pub(crate) fn print(
         }
     };
     drop(reading);
-    Ok(Answer { text: shown.text, usage })
+    Ok(Answer { text: shown.text, thoughts: shown.thoughts, ids: shown.ids, reason, usage })
 }
 
 /// An answer on its way out.
@@ -123,10 +151,19 @@ struct Shown {
     splitter: Option<(ReasoningSplitter, Thoughts)>,
     style: Style,
     text: String,
+    thoughts: String,
+    ids: Vec<u32>,
+    /// Whether it is printed.
+    is_loud: bool,
     is_thinking: bool,
 }
 
 impl Shown {
+    fn new(splitter: Option<(ReasoningSplitter, Thoughts)>, is_loud: bool) -> Shown {
+        let (text, thoughts, ids) = (String::new(), String::new(), Vec::new());
+        Shown { splitter, style: Style::stderr(), text, thoughts, ids, is_loud, is_thinking: false }
+    }
+
     fn push(&mut self, text: &str) -> anyhow::Result<()> {
         let mut parts = Vec::new();
         match &mut self.splitter {
@@ -153,11 +190,14 @@ impl Shown {
                     eprint!("{}", self.style.faint(&text));
                     self.is_thinking = true;
                 }
+                self.thoughts.push_str(&text);
                 Ok(())
             }
             AnswerPart::Content(text) => {
                 self.end_thoughts();
-                output::piece(&text)?;
+                if self.is_loud {
+                    output::piece(&text)?;
+                }
                 self.text.push_str(&text);
                 Ok(())
             }
@@ -195,10 +235,33 @@ pub(crate) fn summary(usage: &Usage) -> String {
     if usage.drafted > 0 {
         line.push_str(&format!("; drafts: {} of {} accepted", usage.accepted, usage.drafted));
     }
-    if let Some(bytes) = machine::resident() {
+    if let Some(bytes) = machine::resident(std::process::id()) {
         line.push_str(&format!("; memory: {}", output::bytes(bytes)));
     }
     line
+}
+
+/// An answer for a program.
+#[must_use]
+pub(crate) fn json(answer: &Answer) -> serde_json::Value {
+    let usage = &answer.usage;
+    let reason = match &answer.reason {
+        FinishReason::Stop(_) | FinishReason::Eos => "stop",
+        FinishReason::Length => "length",
+        FinishReason::Cancelled => "cancelled",
+    };
+    serde_json::json!({
+        "text": answer.text,
+        "reasoning": (!answer.thoughts.is_empty()).then_some(&answer.thoughts),
+        "finish_reason": reason,
+        "prompt_tokens": usage.prompt_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "draft_tokens": usage.drafted,
+        "draft_tokens_accepted": usage.accepted,
+        "prompt_seconds": usage.prefill.as_secs_f64(),
+        "completion_seconds": usage.decode.as_secs_f64(),
+    })
 }
 
 /// A line about what the prompt cache was good for.

@@ -34,7 +34,7 @@ pub(crate) fn apply_template(mut model: Arc<Model>, args: &TemplateArgs) -> anyh
 ///
 /// # Errors
 /// Wrong usage: what is given is no JSON object.
-pub(crate) fn template_options(args: &TemplateArgs) -> anyhow::Result<Map<String, Value>> {
+fn template_options(args: &TemplateArgs) -> anyhow::Result<Map<String, Value>> {
     let Some(text) = &args.chat_template_kwargs else { return Ok(Map::new()) };
     serde_json::from_str(text)
         .map_err(|error| usage(format!("--chat-template-kwargs: a JSON object expected: {error}")))

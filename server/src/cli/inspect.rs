@@ -1,20 +1,26 @@
 //! `millpond inspect`: what is inside a model's files, and the memory it will need.
 
-use millpond::load::{Inspection, ModelSummary, inspect};
+use millpond::load::{Inspection, ModelSummary, inspect, inspect_built_in};
 
 use super::args::InspectArgs;
 use super::failure::usage;
-use super::output;
+use super::{models, output};
+use crate::built_in;
 
 /// Runs the command.
 ///
 /// # Errors
 /// Files that cannot be read, or that are no model at all.
 pub(crate) fn run(args: &InspectArgs) -> anyhow::Result<()> {
-    if args.verify && !millpond::load::verify(&args.path)? {
+    let path = args.path.as_deref().or(args.model.as_deref()).map(models::path_of);
+    let intact = || path.as_deref().map_or(Ok(false), millpond::load::verify);
+    if args.verify && !intact()? {
         return Err(usage("--verify: only packed files have checksums"));
     }
-    let seen = inspect(&args.path)?;
+    let seen = match &path {
+        Some(path) => inspect(path)?,
+        None => inspect_built_in(built_in::bytes(), built_in::NAME)?,
+    };
     if args.json {
         output::line(&serde_json::to_string_pretty(&seen)?)?;
     } else {

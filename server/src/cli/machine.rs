@@ -21,6 +21,18 @@ pub(crate) struct Machine {
     pub(crate) page: Option<u64>,
     /// Whether large pages are given always, on request, or never.
     pub(crate) huge_pages: Option<String>,
+    /// Memory domains; data in another than one's own is slower to reach.
+    pub(crate) memory_nodes: Option<usize>,
+    /// How the processor's clock is chosen.
+    pub(crate) governor: Option<String>,
+    /// Processors' worth of time that this process may use, where it is limited.
+    pub(crate) processor_quota: Option<f64>,
+    /// Bytes of memory that this process may use, where it is limited.
+    pub(crate) memory_limit: Option<u64>,
+    /// Programs that want to run, averaged over a minute.
+    pub(crate) load: Option<f64>,
+    /// How much memory may be locked.
+    pub(crate) lock_limit: Option<String>,
 }
 
 /// Features that decide which kernels run, or how fast.
@@ -60,8 +72,32 @@ impl Machine {
             available: kibibytes(&memory, "MemAvailable"),
             page: kibibytes(&map, "KernelPageSize"),
             huge_pages: bracketed(&large),
+            memory_nodes: memory_nodes(),
+            governor: word("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+            processor_quota: word("/sys/fs/cgroup/cpu.max").as_deref().and_then(quota),
+            memory_limit: word("/sys/fs/cgroup/memory.max").and_then(|limit| limit.parse().ok()),
+            load: word("/proc/loadavg").and_then(|line| line.split_whitespace().next()?.parse().ok()),
+            lock_limit: lock_limit(),
         }
     }
+}
+
+/// What a small file of the system says.
+fn word(path: &str) -> Option<String> {
+    Some(fs::read_to_string(path).ok()?.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+fn memory_nodes() -> Option<usize> {
+    let entries = fs::read_dir("/sys/devices/system/node").ok()?;
+    let is_node = |name: &str| name.strip_prefix("node").is_some_and(|number| number.parse::<u32>().is_ok());
+    Some(entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_node)).count())
+}
+
+/// Processors' worth of time from `quota period`, in microseconds; `None` for `max`.
+fn quota(text: &str) -> Option<f64> {
+    let (quota, period) = text.split_once(' ')?;
+    let (quota, period) = (quota.parse::<f64>().ok()?, period.parse::<f64>().ok()?);
+    (period > 0.0).then(|| quota / period)
 }
 
 /// How much memory this process may lock, as the system words it; `None` where it does not say.
@@ -77,10 +113,10 @@ fn soft_limit(table: &str, name: &str) -> Option<String> {
     Some(value.parse().map_or_else(|_| value.to_owned(), super::output::bytes))
 }
 
-/// Bytes of memory this process holds, as the system counts them.
+/// Bytes of memory that a process holds, as the system counts them.
 #[must_use]
-pub(crate) fn resident() -> Option<u64> {
-    kibibytes(&fs::read_to_string("/proc/self/status").unwrap_or_default(), "VmRSS")
+pub(crate) fn resident(process: u32) -> Option<u64> {
+    kibibytes(&fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default(), "VmRSS")
 }
 
 /// The value of the first line `name : value`.
@@ -120,6 +156,8 @@ mod tests {
         assert_eq!(kibibytes("nothing", "MemTotal"), None);
         let limits = "Limit   Soft Limit  Hard Limit  Units\nMax locked memory  8388608  unlimited  bytes\n";
         assert_eq!(soft_limit(limits, "Max locked memory").as_deref(), Some("8.0 MiB"));
+        assert_eq!(quota("150000 100000"), Some(1.5));
+        assert_eq!(quota("max 100000"), None);
         assert_eq!(bracketed("always [madvise] never\n").as_deref(), Some("madvise"));
         let cpu = "model name\t: Some CPU @ 2 GHz\nflags\t\t: fpu avx2 fma avx512f\n";
         assert_eq!(field(cpu, "model name"), Some("Some CPU @ 2 GHz"));

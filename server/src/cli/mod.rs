@@ -20,19 +20,26 @@ pub mod failure;
 mod folders;
 mod inspect;
 mod interrupt;
+mod list;
 mod logging;
 mod logits;
 mod machine;
+mod man;
+mod models;
 mod nearest;
 mod origin;
 mod output;
 mod pack;
 mod perplexity;
 mod progress;
+mod ps;
+mod pull;
 mod quantize;
 mod run;
+mod running;
 mod sampling;
 mod serve;
+mod session;
 pub mod settings;
 mod terminal;
 mod tokenize;
@@ -111,6 +118,12 @@ fn dispatch(verb: &Verb) -> anyhow::Result<()> {
         Verb::Logits(args) => logits::run(args),
         Verb::Bench(args) => bench::run(args),
         Verb::Doctor(args) => doctor::run(args),
+        Verb::Pull(args) => pull::run(args),
+        Verb::List(args) => list::run(args),
+        Verb::Rm(args) => list::remove(args),
+        Verb::Ps(args) => ps::run(args),
+        Verb::Session(args) => session::run(args),
+        Verb::Man(args) => man::run(args),
         Verb::Completions(args) => completions::run(args),
         Verb::Perplexity(args) => perplexity::run(args),
     }

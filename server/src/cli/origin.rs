@@ -38,7 +38,7 @@ const TYPED_ONLY: [&str; 25] = [
 
 /// Groups of options of which one takes the place of the others.
 const RIVALS: [&[&str]; 5] = [
-    &["model", "hf-repo", "hf-file", "mtp"],
+    &["model", "path", "hf-repo", "hf-file", "mtp"],
     &["no-mmap", "mlock", "load-mode"],
     &["grammar", "grammar-file", "json-schema", "json-schema-file"],
     &["chat-template", "chat-template-file"],
@@ -83,14 +83,14 @@ pub(crate) fn without_rivals(command: Command, line: &[std::ffi::OsString]) -> C
     let Some((verb, matches)) = matches.subcommand() else { return command };
     let Some(options) = command.find_subcommand(verb) else { return command };
     let typed: Vec<&str> =
-        options.get_arguments().filter(|a| is_typed(a, matches)).filter_map(Arg::get_long).collect();
+        options.get_arguments().filter(|argument| is_typed(argument, matches)).map(name).collect();
     let silent: Vec<String> = options
         .get_arguments()
         .filter(|argument| {
-            let long = argument.get_long().unwrap_or_default();
+            let own = name(argument);
             RIVALS.iter().any(|group| {
-                group.contains(&long)
-                    && !typed.contains(&long)
+                group.contains(&own)
+                    && !typed.contains(&own)
                     && group.iter().any(|rival| typed.contains(rival))
             })
         })
@@ -108,6 +108,11 @@ pub(crate) fn without_rivals(command: Command, line: &[std::ffi::OsString]) -> C
         }
         options
     })
+}
+
+/// An option's name, or that of a place on the line.
+fn name(argument: &Arg) -> &str {
+    argument.get_long().unwrap_or_else(|| argument.get_id().as_str())
 }
 
 fn is_typed(argument: &Arg, matches: &ArgMatches) -> bool {

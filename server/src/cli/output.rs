@@ -23,6 +23,21 @@ pub(crate) fn piece(text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Writes rows in columns of one width each; the first names the columns.
+///
+/// # Errors
+/// The reader has gone.
+pub(crate) fn table(rows: &[Vec<String>]) -> anyhow::Result<()> {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    rows.iter().try_for_each(|row| {
+        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));
+        line(cells.collect::<Vec<_>>().join("  ").trim_end())
+    })
+}
+
 /// A number of bytes for people.
 #[must_use]
 pub(crate) fn bytes(count: u64) -> String {

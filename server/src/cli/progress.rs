@@ -35,6 +35,13 @@ impl Progress {
         Progress::shown(Some(total), &format!("{{msg}} [{{bar:30}}] {{pos}}/{{len}} {unit} {{eta}}"), what)
     }
 
+    /// Something counted in bytes, `total` of them.
+    #[must_use]
+    pub(crate) fn bytes(what: &str, total: u64) -> Progress {
+        let form = "{msg} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
+        Progress::shown(Some(total), form, what)
+    }
+
     fn shown(total: Option<u64>, form: &str, what: &str) -> Progress {
         let hidden = !std::io::stderr().is_terminal() || terminal::is_declined();
         let target =

@@ -14,7 +14,7 @@ use super::args::{GenerationArgs, ModelArgs, RunArgs};
 use super::failure::{Interrupted, usage};
 use super::interrupt::Interrupt;
 use super::settings::{self, Compute};
-use super::{answer, chat, constraint, conversation, sampling};
+use super::{answer, chat, constraint, conversation, output, sampling};
 
 /// Runs the command.
 ///
@@ -31,18 +31,25 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let (model, draft) = settings::load_with_draft(&model_args, &args.speculation)?;
     let model = conversation::apply_template(model, &args.template)?;
     let tokens = encode(args, &model, &text)?;
-    let splitter = is_chat(args).then(|| {
-        let starts_inside = conversation::starts_thinking(&model, &tokens);
-        (ReasoningSplitter::new(starts_inside), Thoughts::wished(args.reasoning.reasoning_format))
-    });
+    let splitter =
+        is_chat(args).then(|| ReasoningSplitter::new(conversation::starts_thinking(&model, &tokens)));
     let request = Request { grammar, ..request(args, &model, tokens)? };
     let engine = answer::start(&model, draft, &args.speculation, &compute, args.generation.ctx_size)?;
     let interrupt = Interrupt::install()?;
-    let answer = answer::print(&submit(&engine, request)?, &interrupt, splitter)?;
-    // A file gets the text as it is.
-    if std::io::stdout().is_terminal() {
-        answer::end_line(&answer)?;
-    }
+    let generation = submit(&engine, request)?;
+    let answer = if args.json {
+        let answer = answer::collect(&generation, &interrupt, splitter)?;
+        output::line(&serde_json::to_string_pretty(&answer::json(&answer))?)?;
+        answer
+    } else {
+        let thoughts = Thoughts::wished(args.reasoning.reasoning_format);
+        let answer = answer::print(&generation, &interrupt, splitter.map(|splitter| (splitter, thoughts)))?;
+        // A file gets the text as it is.
+        if std::io::stdout().is_terminal() {
+            answer::end_line(&answer)?;
+        }
+        answer
+    };
     answer::report(&args.generation, &answer.usage);
     if interrupt.pressed() { Err(Interrupted.into()) } else { Ok(()) }
 }
@@ -61,7 +68,9 @@ pub(crate) fn submit(engine: &Engine, request: Request) -> anyhow::Result<Genera
 /// The model that stands before the prompt, as in `run model.gguf Once upon`, and the words after it.
 fn split_model(args: &RunArgs) -> (Option<PathBuf>, &[String]) {
     match args.text.split_first() {
-        Some((first, rest)) if args.model.model.is_none() && is_model(Path::new(first)) => {
+        Some((first, rest))
+            if args.model.model.is_none() && args.model.hf_repo.is_none() && is_model(Path::new(first)) =>
+        {
             (Some(PathBuf::from(first)), rest)
         }
         _ => (None, &args.text),
@@ -69,8 +78,10 @@ fn split_model(args: &RunArgs) -> (Option<PathBuf>, &[String]) {
 }
 
 fn is_model(path: &Path) -> bool {
-    let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-    is_gguf && path.is_file() || path.join("config.json").is_file()
+    let is_file = path
+        .extension()
+        .is_some_and(|ending| ["gguf", "mill"].iter().any(|known| ending.eq_ignore_ascii_case(known)));
+    is_file && path.is_file() || path.join("config.json").is_file()
 }
 
 /// The prompt; `None` where there is none and a person sits there to be asked.
@@ -102,6 +113,14 @@ fn encode(args: &RunArgs, model: &Model, text: &str) -> anyhow::Result<Vec<u32>>
         let options = conversation::all_options(&args.template, &args.reasoning)?;
         return conversation::encode(model, &messages, &options);
     }
+    encode_text(model, text)
+}
+
+/// A text as the model begins one.
+///
+/// # Errors
+/// The model came without a tokenizer.
+pub(crate) fn encode_text(model: &Model, text: &str) -> anyhow::Result<Vec<u32>> {
     let tokenizer = settings::tokenizer(model)?;
     let bos = tokenizer.special().bos.filter(|_| tokenizer.add_bos());
     Ok(bos.into_iter().chain(tokenizer.encode(text, true)?).collect())

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use millpond::engine::{Engine, EngineOptions, SpecMode};
@@ -11,11 +11,12 @@ use millpond::state::memory::KvType;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
-use super::args::{ModelArgs, ReasoningName, ServeArgs, SpeculationArgs};
+use super::args::{CompatName, ModelArgs, ReasoningArgs, ServeArgs, SpeculationArgs};
 use super::failure::usage;
 use super::machine::Machine;
+use super::running::{RunFile, Running};
 use super::settings::{self, Compute};
-use super::{conversation, device, run, sampling};
+use super::{conversation, device, models, run, sampling};
 use crate::http::config::{DEFAULT_PORT, ServerConfig};
 use crate::http::listen::{self, Listener, Tls};
 use crate::http::pool::{Loader, Pool, PoolOptions};
@@ -68,22 +69,32 @@ fn pool(args: &ServeArgs, compute: &Compute) -> anyhow::Result<Pool> {
         keep: u64::try_from(args.idle_unload).ok().map(Duration::from_secs),
     };
     // The folder's models are what is asked for, unless one is named.
-    let has_own = args.model.model.is_some() || args.models_dir.is_none();
-    let pool = Pool::new(options, loader(args, compute));
+    let has_own = args.model.model.is_some() || args.model.hf_repo.is_some() || args.models_dir.is_none();
+    let pool = Pool::new(options, loader(args, compute)?);
     if !has_own {
         return Ok(pool);
     }
-    let path = args.model.model.as_deref();
-    let bytes = path.map_or(crate::built_in::bytes().len() as u64, settings::bytes_on_disk);
-    let names = if args.alias.is_empty() { vec![model_name(path)] } else { args.alias.clone() };
+    let bytes = match (&args.model.model, &args.model.hf_repo) {
+        (Some(path), _) => settings::bytes_on_disk(&models::path_of(path)),
+        // How large it is shows when it is fetched.
+        (None, Some(_)) => 0,
+        (None, None) => crate::built_in::bytes().len() as u64,
+    };
+    let names = if args.alias.is_empty() { vec![own_name(args)] } else { args.alias.clone() };
     Ok(pool.with_own(names, bytes))
 }
 
-fn loader(args: &ServeArgs, compute: &Compute) -> Loader {
-    let (own, template, options) = (args.model.clone(), args.template.clone(), engine_options(args, compute));
+/// What the model goes by where the user does not say.
+fn own_name(args: &ServeArgs) -> String {
+    args.model.hf_repo.clone().unwrap_or_else(|| model_name(args.model.model.as_deref()))
+}
+
+fn loader(args: &ServeArgs, compute: &Compute) -> anyhow::Result<Loader> {
+    let (own, template, options) =
+        (args.model.clone(), args.template.clone(), engine_options(args, compute)?);
     let speculation = args.speculation.clone();
     let device = compute.device;
-    Arc::new(move |path: Option<&Path>| -> anyhow::Result<Engine> {
+    Ok(Arc::new(move |path: Option<&Path>| -> anyhow::Result<Engine> {
         let (model, options) = match path {
             None => {
                 let (model, draft) = settings::load_with_draft(&own, &speculation)?;
@@ -92,7 +103,8 @@ fn loader(args: &ServeArgs, compute: &Compute) -> Loader {
             }
             // What drafts for the model named on the command line does not for others.
             Some(path) => {
-                let args = ModelArgs { model: Some(path.to_owned()), mtp: None, ..own.clone() };
+                let args =
+                    ModelArgs { model: Some(path.to_owned()), hf_repo: None, mtp: None, ..own.clone() };
                 let own_spec =
                     speculation.spec.filter(|mode| *mode != SpecMode::Draft && *mode != SpecMode::Mtp);
                 let speculation =
@@ -101,7 +113,7 @@ fn loader(args: &ServeArgs, compute: &Compute) -> Loader {
             }
         };
         device::start(model, options, device)
-    })
+    }))
 }
 
 fn config(args: &ServeArgs) -> anyhow::Result<ServerConfig> {
@@ -115,8 +127,15 @@ fn config(args: &ServeArgs) -> anyhow::Result<ServerConfig> {
     if api_keys.iter().any(String::is_empty) {
         return Err(usage("--api-key is empty"));
     }
+    let reasoning = ReasoningArgs {
+        reasoning: Some(args.reasoning),
+        reasoning_effort: args.reasoning_effort.clone(),
+        reasoning_budget: args.reasoning_budget,
+        ..ReasoningArgs::default()
+    };
+    let mut options = conversation::all_options(&args.template, &reasoning)?;
     Ok(ServerConfig {
-        name: model_name(args.model.model.as_deref()),
+        name: own_name(args),
         api_keys,
         allowed_hosts: args.allowed_hosts.clone(),
         allowed_origins: args.cors_origins.clone(),
@@ -124,19 +143,21 @@ fn config(args: &ServeArgs) -> anyhow::Result<ServerConfig> {
         max_tokens: run::max_tokens(&args.generation)?,
         // The vocabulary is checked with the first request: the model is not loaded yet.
         sampling: sampling::params(&args.sampling, u32::MAX as usize)?,
-        thinking: match args.reasoning {
-            ReasoningName::On => Some(true),
-            ReasoningName::Off => Some(false),
-            ReasoningName::Auto => None,
-        },
-        template_options: conversation::template_options(&args.template)?,
+        thinking: options.remove("enable_thinking").and_then(|thinking| thinking.as_bool()),
+        template_options: options,
         metrics: !args.no_metrics,
         slots: !args.no_slots,
         page: !args.no_ui,
         saves_states: args.slot_save_path.is_some(),
+        stall_time: Duration::from_secs(args.timeout),
         drain_time: Duration::from_secs(args.drain_seconds),
         ..ServerConfig::default()
     })
+}
+
+/// The path of a socket as any process finds it.
+fn absolute(path: &str) -> String {
+    std::path::absolute(path).map_or_else(|_| path.to_owned(), |path| path.display().to_string())
 }
 
 /// The file's name without its ending: shorter and better known to its user than what it calls itself.
@@ -159,6 +180,12 @@ async fn serve(
     let serving = tokio::spawn(listen::serve(listener, tls, app, state.clone(), stopped));
     tokio::spawn(state.clone().sweep());
     eprintln!("millpond: listening at {shown}");
+    let _listed = RunFile::write(&Running {
+        process: std::process::id(),
+        address: if shown.starts_with("http") { shown.clone() } else { absolute(&shown) },
+        model: args.alias.first().cloned().unwrap_or_else(|| own_name(args)),
+        started: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+    });
     let pool = state.pool().clone();
     let loading = tokio::task::spawn_blocking(move || pool.load_own());
     let handle = tokio::select! {
@@ -202,7 +229,8 @@ async fn listen(
             .parse()
             .map_err(|_| usage(format!("--host {host} is neither an address nor a socket (unix:PATH)")))?,
     };
-    let address = SocketAddr::new(address, args.port.unwrap_or(DEFAULT_PORT));
+    let address =
+        SocketAddr::new(address, args.port.or(args.compat.map(CompatName::port)).unwrap_or(DEFAULT_PORT));
     let listener = TcpListener::bind(address).await.with_context(|| format!("cannot listen at {address}"))?;
     let address = listener.local_addr()?;
     config.address = Some(address.ip());
@@ -227,22 +255,35 @@ fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
     }
 }
 
-fn engine_options(args: &ServeArgs, compute: &Compute) -> EngineOptions {
+fn engine_options(args: &ServeArgs, compute: &Compute) -> anyhow::Result<EngineOptions> {
     let base = EngineOptions::default();
-    EngineOptions {
+    let state_budget = args.state_budget.as_deref().map(size).transpose()?;
+    Ok(EngineOptions {
         threads: compute.threads,
         isa: Some(compute.isa),
         context: args.generation.ctx_size,
         kv_type: compute.kv_type,
         buffer: compute.buffer,
-        memory_budget: args.memory.map(mebibytes),
+        memory_budget: args.memory.map(mebibytes).or(state_budget),
         cache_budget: args.cache_ram.map(mebibytes),
         max_queue: args.max_queue.unwrap_or(base.max_queue),
         max_running: args.parallel.unwrap_or(base.max_running),
         session_dir: args.slot_save_path.clone(),
         max_gap: Duration::from_millis(args.max_gap_ms),
         ..base
-    }
+    })
+}
+
+/// Bytes from `1000`, `500K`, `200M` or `4G`.
+fn size(text: &str) -> anyhow::Result<usize> {
+    let wrong = || usage(format!("--state-budget {text}: a number of bytes expected, or one with K, M or G"));
+    let (number, unit) = match text.char_indices().next_back() {
+        Some((at, 'K' | 'k')) => (&text[..at], 1 << 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 1 << 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 1 << 30),
+        _ => (text, 1),
+    };
+    number.parse::<usize>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)
 }
 
 fn mebibytes(count: usize) -> usize {
@@ -256,5 +297,20 @@ async fn signal() -> anyhow::Result<()> {
     tokio::select! {
         pressed = tokio::signal::ctrl_c() => pressed.context("cannot handle Ctrl-C"),
         _ = terminate.recv() => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, bytes) in [("7", 7), ("2k", 2 << 10), ("3M", 3 << 20), ("1G", 1 << 30)] {
+            assert_eq!(size(text).unwrap(), bytes);
+        }
+        for text in ["", "G", "-1", "1T", "1.5G", "99999999999999999999G", "17179869184G"] {
+            assert!(size(text).is_err(), "{text}");
+        }
     }
 }

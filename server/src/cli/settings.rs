@@ -35,7 +35,8 @@ pub(crate) fn has_cuda() -> bool {
 /// What is wrong with the model's files.
 pub fn load_model(args: &ModelArgs) -> anyhow::Result<Arc<Model>> {
     let started = std::time::Instant::now();
-    let model = match &args.model {
+    let located = super::models::locate(args)?;
+    let model = match &located {
         Some(path) => {
             let waiting = Progress::waiting(&format!("loading {}", path.display()));
             let model = load_file(path, args);
@@ -47,7 +48,7 @@ pub fn load_model(args: &ModelArgs) -> anyhow::Result<Arc<Model>> {
         }
         None => Model::from_static(built_in::bytes()).context("cannot load the built-in model")?,
     };
-    if args.model.is_none() && locks(args) {
+    if located.is_none() && locks(args) {
         tracing::warn!("--mlock does not apply to the built-in model: it is part of the program");
     }
     tracing::info!(

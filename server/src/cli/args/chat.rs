@@ -12,8 +12,8 @@ use super::{
 /// Talk with a model.
 #[derive(Args, Debug)]
 pub struct ChatArgs {
-    /// GGUF file or Hugging Face folder, in place of -m
-    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    /// GGUF file, Hugging Face folder or name, in place of -m
+    #[arg(value_name = "MODEL", conflicts_with_all = ["model", "hf_repo"])]
     pub path: Option<PathBuf>,
     #[command(flatten)]
     #[allow(missing_docs)]

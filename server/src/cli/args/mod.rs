@@ -9,8 +9,10 @@ mod compute;
 mod constraint;
 mod doctor;
 mod generation;
+mod hub;
 mod inspect;
 mod logits;
+mod man;
 mod model;
 mod pack;
 mod perplexity;
@@ -18,6 +20,7 @@ mod quantize;
 mod run;
 mod sampling;
 mod serve;
+mod session;
 mod speculation;
 mod template;
 mod tokenize;
@@ -32,15 +35,18 @@ pub use compute::{ArithmeticName, CacheType, ComputeArgs, DeviceName};
 pub use constraint::ConstraintArgs;
 pub use doctor::DoctorArgs;
 pub use generation::GenerationArgs;
+pub use hub::{HubArgs, ListArgs, PsArgs, PullArgs, RemoveArgs};
 pub use inspect::InspectArgs;
 pub use logits::LogitsArgs;
+pub use man::ManArgs;
 pub use model::{LoadMode, ModelArgs};
 pub use pack::PackArgs;
 pub use perplexity::PerplexityArgs;
 pub use quantize::{MakingArgs, QuantizeArgs};
 pub use run::RunArgs;
 pub use sampling::SamplingArgs;
-pub use serve::ServeArgs;
+pub use serve::{CompatName, ServeArgs};
+pub use session::{SessionAction, SessionArgs, SessionLoadArgs, SessionSaveArgs};
 pub use speculation::SpeculationArgs;
 pub use template::{ReasoningArgs, ReasoningFormat, ReasoningName, TemplateArgs};
 pub use tokenize::TokenizeArgs;
@@ -91,6 +97,20 @@ pub enum Verb {
     Perplexity(PerplexityArgs),
     /// Look at this machine: processor, kernels, memory, bandwidth
     Doctor(DoctorArgs),
+    /// Fetch a model from a hub, or bring it up to date
+    Pull(PullArgs),
+    /// List the models on this machine
+    #[command(alias = "ls")]
+    List(ListArgs),
+    /// Remove models from this machine
+    Rm(RemoveArgs),
+    /// List the servers that run on this machine
+    Ps(PsArgs),
+    /// Keep and use saved states of texts
+    Session(Box<SessionArgs>),
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
+    /// Write manual pages
+    #[command(hide = true)]
+    Man(ManArgs),
 }

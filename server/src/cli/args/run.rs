@@ -24,6 +24,9 @@ pub struct RunArgs {
     /// Apply the model's chat template: the text is a question
     #[arg(long, visible_alias = "conversation")]
     pub chat: bool,
+    /// Print the answer as JSON, with figures, when it is whole
+    #[arg(long)]
+    pub json: bool,
     /// What the model is told before the question; means --chat
     #[arg(long, value_name = "TEXT", conflicts_with = "system_prompt_file", allow_hyphen_values = true)]
     pub system_prompt: Option<String>,

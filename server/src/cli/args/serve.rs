@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::{
     ComputeArgs, GenerationArgs, ModelArgs, ReasoningName, SamplingArgs, SpeculationArgs, TemplateArgs,
@@ -11,8 +11,8 @@ use super::{
 /// Serve a model over HTTP.
 #[derive(Args, Clone, Debug)]
 pub struct ServeArgs {
-    /// GGUF file or Hugging Face folder, in place of -m
-    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    /// GGUF file, Hugging Face folder or name, in place of -m
+    #[arg(value_name = "MODEL", conflicts_with_all = ["model", "hf_repo"])]
     pub path: Option<PathBuf>,
     /// Address to listen at, or a Unix socket: unix:PATH, or a path that ends in .sock
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
@@ -20,6 +20,12 @@ pub struct ServeArgs {
     /// Port to listen at; 0 for any that is free [default: 8137]
     #[arg(long, value_name = "N")]
     pub port: Option<u16>,
+    /// Listen where another program's clients look, unless --port says otherwise: 8080 or 11434
+    #[arg(long, value_name = "PROGRAM")]
+    pub compat: Option<CompatName>,
+    /// Seconds that a client may leave everything it is sent unread
+    #[arg(long, value_name = "N", default_value_t = 60)]
+    pub timeout: u64,
     /// Names under which the model goes, the one it is shown by first
     #[arg(short, long, value_name = "NAME", value_delimiter = ',')]
     pub alias: Vec<String>,
@@ -74,12 +80,21 @@ pub struct ServeArgs {
     /// Memory that running requests may hold, in MiB [default: half of what is free]
     #[arg(long, value_name = "MIB")]
     pub memory: Option<usize>,
+    /// The same in bytes, or with K, M or G behind the number
+    #[arg(long, value_name = "SIZE", conflicts_with = "memory")]
+    pub state_budget: Option<String>,
     /// Memory for the prompt cache, in MiB [default: 5 % of the machine's, or 8 snapshots]
     #[arg(long, value_name = "MIB")]
     pub cache_ram: Option<usize>,
     /// Whether the model thinks before it answers, where requests do not say
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub reasoning: ReasoningName,
+    /// How hard it thinks, for templates that know `reasoning_effort`, where requests do not say
+    #[arg(long, value_name = "LEVEL")]
+    pub reasoning_effort: Option<String>,
+    /// 0 to keep the model from thinking, -1 to leave it alone, where requests do not say
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub reasoning_budget: Option<i64>,
     /// Seconds that running requests get to finish when the server is asked to stop
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub drain_seconds: u64,
@@ -113,4 +128,24 @@ pub struct ServeArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub compute: ComputeArgs,
+}
+
+/// A program whose clients are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CompatName {
+    /// llama-server, at port 8080
+    Llama,
+    /// Ollama, at port 11434
+    Ollama,
+}
+
+impl CompatName {
+    /// The port at which that program listens.
+    #[must_use]
+    pub fn port(self) -> u16 {
+        match self {
+            CompatName::Llama => 8080,
+            CompatName::Ollama => 11434,
+        }
+    }
 }
