@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "THIRD-PARTY.md"
 PACKAGES = ["millpond-server", "millpond-capi"]
 # Of a choice, the one whose text is taken.
-PREFERRED = ["MIT", "Apache-2.0", "Unicode-3.0", "BSD-3-Clause", "BSD-2-Clause", "ISC", "Zlib", "Unlicense", "BSL-1.0", "CC0-1.0"]
+PREFERRED = ["MIT", "Apache-2.0", "Unicode-3.0", "BSD-3-Clause", "BSD-2-Clause", "ISC", "Zlib", "Unlicense", "BSL-1.0", "CC0-1.0", "CDLA-Permissive-2.0"]
 FILES = {
     "MIT": ["LICENSE-MIT", "LICENSE-MIT.md", "LICENSE-MIT.txt", "LICENSE_MIT", "license-mit", "LICENSE.MIT", "LICENSE", "LICENSE.md", "LICENSE.txt", "COPYING"],
     "Apache-2.0": ["LICENSE-APACHE", "LICENSE-APACHE.md", "LICENSE-APACHE.txt", "LICENSE-Apache", "LICENSE_APACHE", "LICENSE", "LICENSE.md", "LICENSE.txt"],
