@@ -6,8 +6,11 @@ use super::speculation::Source;
 
 /// Most streams, and most drafted rows, up to which decode passes are told apart.
 const MAX: usize = 32;
-/// Weight of a new measurement of a prompt's rows.
-const WEIGHT: f64 = 0.25;
+/// Weights of a new measurement of a prompt's rows: one that is slower is soon believed, one that is faster may be luck.
+const SLOWER: f64 = 0.5;
+const FASTER: f64 = 0.25;
+/// Tokens before a slice of a prompt up to which it counts as the prompt's start.
+const SHALLOW: usize = 1024;
 /// Measurements remembered of passes of one shape.
 const REMEMBERED: usize = 24;
 /// Measurements before a plain pass counts as known.
@@ -43,8 +46,10 @@ impl Recent {
 pub(super) struct CostModel {
     /// Passes without a prompt slice: by streams (from one), then by drafted rows (from none).
     decode: Vec<[Recent; MAX + 1]>,
-    /// Seconds of a row of a prompt.
+    /// Seconds of a row at the start of a prompt.
     prefill_row: Option<f64>,
+    /// Seconds that a row costs more for each token before it: attention looks at all of them.
+    prefill_depth: f64,
     /// Passes that make drafts, by their source.
     draft_pass: [Recent; Source::ALL.len()],
 }
@@ -52,13 +57,21 @@ pub(super) struct CostModel {
 impl Default for CostModel {
     fn default() -> CostModel {
         let decode = vec![[Recent::default(); MAX + 1]; MAX];
-        CostModel { decode, prefill_row: None, draft_pass: Default::default() }
+        CostModel { decode, prefill_row: None, prefill_depth: 0.0, draft_pass: Default::default() }
     }
 }
 
 impl CostModel {
-    /// Records a decode pass of `streams` streams and `drafted` rows of drafts, with `slice` rows of a prompt beside.
-    pub(super) fn record(&mut self, streams: usize, drafted: usize, slice: usize, took: Duration) {
+    /// Records a decode pass of `streams` streams and `drafted` rows of drafts, with `slice` rows of prompts beside, before
+    /// which there were `depth` tokens.
+    pub(super) fn record(
+        &mut self,
+        streams: usize,
+        drafted: usize,
+        slice: usize,
+        depth: usize,
+        took: Duration,
+    ) {
         let seconds = took.as_secs_f64();
         if slice == 0 {
             if (1..=MAX).contains(&streams) && drafted <= MAX {
@@ -69,11 +82,14 @@ impl CostModel {
         let beside = self.decode_pass(streams, drafted).unwrap_or(0.0);
         // A pass that holds both is never cheaper than its decode rows alone; a tenth guards against noise.
         let row = (seconds - beside).max(seconds * 0.1) / slice as f64;
-        // A prompt that has become slower must be believed at once; one that seems faster may be luck.
-        self.prefill_row = match self.prefill_row {
-            Some(old) if row <= old => Some(old + WEIGHT * (row - old)),
-            _ => Some(row),
-        };
+        match self.prefill_row {
+            Some(base) if depth >= SHALLOW => {
+                let more = ((row - base) / depth as f64).max(0.0);
+                self.prefill_depth = blend(self.prefill_depth, more);
+            }
+            Some(base) => self.prefill_row = Some(blend(base, row)),
+            None => self.prefill_row = Some(row),
+        }
     }
 
     /// Records passes of the prediction head or the draft model.
@@ -132,10 +148,20 @@ impl CostModel {
         self.decode_pass(streams, drafted).map_or(took, |usual| took.min(1.25 * usual))
     }
 
-    /// Seconds of a row of a prompt.
+    /// Seconds of a row at the start of a prompt.
     pub(super) fn prefill_row(&self) -> Option<f64> {
         self.prefill_row
     }
+
+    /// Seconds that a row costs more for each token before it.
+    pub(super) fn prefill_depth(&self) -> f64 {
+        self.prefill_depth
+    }
+}
+
+/// An estimate after another measurement.
+fn blend(old: f64, new: f64) -> f64 {
+    old + (new - old) * if new > old { SLOWER } else { FASTER }
 }
 
 #[cfg(test)]
@@ -147,8 +173,8 @@ mod tests {
         let mut costs = CostModel::default();
         assert_eq!(costs.decode_pass(1, 0), None);
         assert_eq!(costs.decode_pass(0, 0), Some(0.0));
-        costs.record(1, 0, 0, Duration::from_millis(10));
-        costs.record(1, 4, 0, Duration::from_millis(18));
+        costs.record(1, 0, 0, 0, Duration::from_millis(10));
+        costs.record(1, 4, 0, 0, Duration::from_millis(18));
         let close = |a: Option<f64>, b: f64| (a.unwrap() - b).abs() < 1e-9;
         assert!(close(costs.decode_pass(1, 2), 0.014));
         assert!(close(costs.decode_pass(1, 9), 0.018));
@@ -156,19 +182,33 @@ mod tests {
         assert_eq!(costs.plain_pass(3), None);
         assert_eq!(costs.plain_pass(1), None, "one measurement is not enough");
         for millis in [90, 10, 10] {
-            costs.record(1, 0, 0, Duration::from_millis(millis));
+            costs.record(1, 0, 0, 0, Duration::from_millis(millis));
         }
         assert!(close(costs.plain_pass(1), 0.010), "a disturbed one has no weight");
     }
 
     #[test]
-    fn slower_prompts_are_believed_at_once() {
+    fn slower_prompts_are_soon_believed_and_depth_counts_apart() {
         let mut costs = CostModel::default();
-        costs.record(0, 0, 100, Duration::from_millis(100));
-        assert_eq!(costs.prefill_row(), Some(0.001));
-        costs.record(0, 0, 100, Duration::from_millis(200));
-        assert_eq!(costs.prefill_row(), Some(0.002));
-        costs.record(0, 0, 100, Duration::from_millis(100));
-        assert_eq!(costs.prefill_row(), Some(0.00175));
+        let record = |costs: &mut CostModel, depth: usize, millis: u64| {
+            costs.record(0, 0, 100, depth, Duration::from_millis(millis));
+        };
+        let close = |a: Option<f64>, b: f64| (a.unwrap() - b).abs() < 1e-9;
+        record(&mut costs, 0, 100);
+        assert!(close(costs.prefill_row(), 0.001));
+        record(&mut costs, 64, 200);
+        assert!(close(costs.prefill_row(), 0.0015));
+        record(&mut costs, 64, 100);
+        assert!(close(costs.prefill_row(), 0.001_375));
+        for _ in 0..40 {
+            record(&mut costs, 0, 100);
+            record(&mut costs, 10_000, 300);
+        }
+        assert!((costs.prefill_row().unwrap() - 0.001).abs() < 1e-5);
+        assert!(
+            (costs.prefill_depth() - 2e-7).abs() < 1e-8,
+            "2 ms more for 10,000 tokens: {}",
+            costs.prefill_depth()
+        );
     }
 }

@@ -68,6 +68,9 @@ impl Worker {
         };
         let (decode, slice) = (rows_of(PassKind::Window), rows_of(PassKind::Prefill));
         self.slices += u64::from(slice > 0);
+        let depths = self.lanes.iter().filter(|lane| lane.kind == PassKind::Prefill);
+        let depths = depths.map(|lane| lane.rows * lane.sequence.position()).sum::<usize>();
+        let depth = depths / slice.max(1);
         let outputs = std::mem::take(self.runner.outputs_mut());
         let prompts = self.lanes.iter().filter(|lane| lane.kind == PassKind::Prefill);
         let read: Vec<usize> = prompts.map(|lane| lane.stream).collect();
@@ -77,7 +80,7 @@ impl Worker {
         self.read_trails();
         self.read_prompts_ahead(&read);
         let took = started.elapsed();
-        self.costs.record(streams, decode - streams, slice, took);
+        self.costs.record(streams, decode - streams, slice, depth, took);
         let seconds = took.as_secs_f64() + self.drafting;
         if slice == 0 {
             let (tokens, drafted) = (self.generated - before, decode - streams);

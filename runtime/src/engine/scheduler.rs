@@ -75,8 +75,20 @@ pub enum Phase {
 pub struct Costs {
     /// A pass over the decode rows; zero when unknown.
     pub decode: Duration,
-    /// A row of a prompt; zero when unknown.
+    /// A row of a prompt at its start; zero when unknown.
     pub prefill_row: Duration,
+    /// What a row costs more for each [`DEPTH`] tokens before it.
+    pub prefill_depth: Duration,
+}
+
+/// Tokens that [`Costs::prefill_depth`] counts by.
+pub const DEPTH: usize = 1024;
+
+impl Costs {
+    /// A row of a prompt after `position` tokens.
+    fn row_at(&self, position: usize) -> Duration {
+        self.prefill_row + self.prefill_depth.mul_f64(position as f64 / DEPTH as f64)
+    }
 }
 
 /// Everything that a step depends on.
@@ -175,25 +187,30 @@ struct Prompt {
     kin: u64,
 }
 
-/// Slices of prompts, in the order of their turns, as far as the rows go.
+/// Slices of prompts, in the order of their turns, as far as the time goes. The first gets a chunk in any case.
 fn slices(view: &View<'_>, decodes: bool) -> Vec<Slice> {
     let mut prompts: Vec<Prompt> = view.running.iter().filter_map(prompt).collect();
     let oldest_first = view.slices % OLDEST_SHARE == OLDEST_SHARE - 1;
     let turn = |prompt: &Prompt| (prompt.class != Class::Interactive, prompt.left);
     let first = usize::from(oldest_first).min(prompts.len());
     prompts[first..].sort_by_key(turn);
-    let mut rows = slice_rows(view, decodes);
+    let mut time = slice_time(view, decodes);
+    let mut most = if view.costs.prefill_row.is_zero() { DEFAULT_SLICE } else { MAX_SLICE };
     let (mut slices, mut kin) = (Vec::new(), Vec::new());
     for prompt in prompts {
+        let cost = view.costs.row_at(prompt.position);
+        let rows = rows_in(time, cost).min(most);
         let end = prompt.left.min(prompt.stop.max(1));
-        // What is left of the rows goes to prompts that end within it, or in whole chunks.
-        if kin.contains(&prompt.kin) || (rows < PREFILL_CHUNK && rows < end) {
+        // What is left of the time goes to prompts that end within it, or in whole chunks.
+        let fits = slices.is_empty() || rows >= PREFILL_CHUNK.min(end);
+        if kin.contains(&prompt.kin) || !fits {
             continue;
         }
         let take = prefill_slice(prompt.position, prompt.left, rows).min(end);
         slices.push(Slice { id: prompt.id, rows: take });
         kin.push(prompt.kin);
-        rows = rows.saturating_sub(take);
+        time = time.saturating_sub(cost.saturating_mul(u32::try_from(take).unwrap_or(u32::MAX)));
+        most = most.saturating_sub(take);
     }
     slices
 }
@@ -203,16 +220,19 @@ fn prompt(running: &Running) -> Option<Prompt> {
     Some(Prompt { id: running.id, class: running.class, position, left, stop, kin })
 }
 
-/// Rows that fit the promised gap beside the decode rows, if anybody waits for those.
-fn slice_rows(view: &View<'_>, decodes: bool) -> usize {
-    // Half of the gap is kept for what the estimate misses: attention grows with the prompt, and machines have moods.
-    let gap = view.max_gap / 2;
-    let budget = if decodes { gap.saturating_sub(view.costs.decode) } else { gap };
-    let rows = match view.costs.prefill_row.as_nanos() {
-        0 => DEFAULT_SLICE,
-        cost => usize::try_from(budget.as_nanos() / cost).unwrap_or(MAX_SLICE),
-    };
-    rows.clamp(PREFILL_CHUNK, MAX_SLICE)
+/// Time for prompts that the promised gap leaves beside the decode rows, if anybody waits for those.
+fn slice_time(view: &View<'_>, decodes: bool) -> Duration {
+    // A fifth of the gap is kept for what the estimate misses: machines have moods.
+    let gap = view.max_gap * 4 / 5;
+    if decodes { gap.saturating_sub(view.costs.decode) } else { gap }
+}
+
+/// Rows of a cost that fit a time.
+fn rows_in(time: Duration, cost: Duration) -> usize {
+    match cost.as_nanos() {
+        0 => MAX_SLICE,
+        cost => usize::try_from(time.as_nanos() / cost).unwrap_or(MAX_SLICE),
+    }
 }
 
 #[cfg(test)]
@@ -421,6 +441,40 @@ mod tests {
             }
             prop_assert!(simulation.ended[0].is_some());
         }
+    }
+
+    #[test]
+    fn deep_prompts_get_fewer_rows_than_shallow_ones() {
+        let prompt = |id: u64, position: usize| Running {
+            id,
+            class: Class::Interactive,
+            phase: Phase::Prefill { position, left: 5000, stop: 5000, kin: id },
+        };
+        let rows = |running: &[Running]| {
+            let costs = Costs {
+                prefill_row: Duration::from_millis(1),
+                prefill_depth: Duration::from_micros(500),
+                ..Costs::default()
+            };
+            let plan = plan(&View {
+                step: 0,
+                slices: 0,
+                entered: 0,
+                waiting: &[],
+                running,
+                max_running: 4,
+                free: 0,
+                max_gap: Duration::from_millis(500),
+                costs,
+            });
+            plan.slices.iter().map(|slice| slice.rows).collect::<Vec<_>>()
+        };
+        assert_eq!(rows(&[prompt(1, 0)]), [384]);
+        assert_eq!(rows(&[prompt(1, 4096)]), [128]);
+        assert_eq!(rows(&[prompt(1, 65_536)]), [64], "never less than a chunk");
+        assert_eq!(rows(&[prompt(1, 65_536), prompt(2, 0)]), [64], "whose time leaves none for others");
+        assert_eq!(rows(&[prompt(1, 4096), prompt(2, 0)]), [128], "16 rows are no chunk");
+        assert_eq!(rows(&[prompt(1, 2048), prompt(2, 0)]), [192], "nor are 16");
     }
 
     #[test]

@@ -264,6 +264,7 @@ impl Worker {
             costs: Costs {
                 decode: seconds(self.costs.decode_pass(streams, 0)),
                 prefill_row: seconds(self.costs.prefill_row()),
+                prefill_depth: Duration::from_secs_f64(self.costs.prefill_depth() * scheduler::DEPTH as f64),
             },
         })
     }
