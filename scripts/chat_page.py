@@ -203,29 +203,31 @@ def conversation(browser, address, folder):
     browser.call("Emulation.clearDeviceMetricsOverride")
 
 
+def say(browser, text):
+    browser.run("document.getElementById('text').focus()")
+    browser.call("Input.insertText", text=text)
+    browser.enter()
+
+
 def several_models(browser, address):
     open_page(browser, address)
     browser.until("the models are listed", "!document.getElementById('model').hidden")
     names = browser.run("[...document.getElementById('model').options].map(o => o.value).join()")
     check("the page lists the models", names == "first,second", names)
     browser.run("document.getElementById('model').value = 'second'")
-    browser.call("Input.insertText", text="Hello!")
-    browser.enter()
+    say(browser, "Hello!")
     browser.until("the second model answers", ANSWERED % 1)
     check("the chosen model answers", True)
 
 
 def with_key(browser, address):
     open_page(browser, address)
-    browser.call("Input.insertText", text="Hello!")
-    browser.enter()
-    browser.until("the refusal shows", "document.querySelector('article.error')")
+    say(browser, "Hello!")
+    browser.until("the refusal shows", "!!document.querySelector('article.error')")
     check("without a key, the page says so", "key" in browser.run("document.querySelector('.error').innerText").lower())
     browser.run("document.getElementById('key').focus()")
     browser.call("Input.insertText", text="secret")
-    browser.run("document.getElementById('text').focus()")
-    browser.call("Input.insertText", text="Hello!")
-    browser.enter()
+    say(browser, "Hello!")
     browser.until("with the key, it answers", ANSWERED % 1)
     check("with the key, it answers", True)
     check("the key is shown to nobody", browser.run("document.getElementById('key').type") == "password")

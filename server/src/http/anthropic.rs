@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::IntoResponse;
 use millpond::engine::FinishReason;
+use millpond::sample::StopMatcher;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -112,6 +113,8 @@ fn begin(served: &Served, body: MessagesRequest) -> ApiResult<(Events, Shape)> {
 
 /// Brings a conversation into the form of OpenAI's API, which templates are written for.
 fn conversation(body: &MessagesRequest) -> ApiResult<Conversation> {
+    let stops = body.stop_sequences.as_deref().unwrap_or_default();
+    StopMatcher::new(stops).map_err(|error| ApiError::field("stop_sequences", error.to_string()))?;
     let mut messages = Vec::new();
     if let Some(system) = body.system.as_ref().filter(|system| !system.is_null()) {
         messages.push(message("system", text_of(system, "system")?));

@@ -109,6 +109,12 @@ impl Conversation {
             check_message(index, message)?;
         }
         for (index, tool) in self.tools.iter().enumerate() {
+            if tool.get("type").is_some_and(|kind| kind != "function") {
+                return Err(ApiError::field(
+                    "tools",
+                    format!("tools[{index}]: only functions are supported"),
+                ));
+            }
             let function = tool.get("function").unwrap_or(tool);
             if !function.get("name").is_some_and(Value::is_string) {
                 return Err(ApiError::field("tools", format!("tools[{index}] has no name")));

@@ -180,7 +180,11 @@ fn tool(tool: &Value) -> ApiResult<Value> {
 
 fn convert(index: usize, item: &Value, messages: &mut Vec<Value>) -> ApiResult<()> {
     let wrong = |what: &str| ApiError::field("input", format!("input[{index}]: {what}"));
-    match item["type"].as_str() {
+    let kind = item.get("type").filter(|kind| !kind.is_null());
+    if kind.is_some_and(|kind| !kind.is_string()) {
+        return Err(wrong("the type is no text"));
+    }
+    match kind.and_then(Value::as_str) {
         Some("function_call") => {
             let call = json!({
                 "id": item["call_id"],
