@@ -286,7 +286,7 @@ mod tests {
 
     impl Simulation {
         fn new(jobs: Vec<Job>, max_running: usize, row: Duration) -> Simulation {
-            let costs = Costs { decode: Duration::from_millis(20), prefill_row: row };
+            let costs = Costs { decode: Duration::from_millis(20), prefill_row: row, ..Costs::default() };
             let count = jobs.len();
             Simulation {
                 jobs,

@@ -258,7 +258,7 @@ mod tests {
                 * noise()
                 * disturbed(step, drafted);
             let drafting = machine.head * passes as f64 * noise();
-            costs.record(streams, drafted, 0, Duration::from_secs_f64(pass));
+            costs.record(streams, drafted, 0, 0, Duration::from_secs_f64(pass));
             if passes > 0 {
                 costs.record_drafts(Source::Head, passes, Duration::from_secs_f64(drafting));
             }
