@@ -322,11 +322,6 @@ __device__ __forceinline__ void with_float_format(int format, Use use) {
 
 __device__ __forceinline__ bool is_float_format(int format) { return format <= FORMAT_BF16; }
 
-// Whether activations share a scale by 256 values, as blocks of the format do.
-__device__ __forceinline__ bool is_wide_format(int format) {
-    return (format >= FORMAT_Q2K && format <= FORMAT_Q6K) || format == FORMAT_IQ4XS;
-}
-
 __device__ __forceinline__ bool has_offsets(int format) {
     return format == FORMAT_Q4_1 || format == FORMAT_Q5_1 || format == FORMAT_Q2K || format == FORMAT_Q4K ||
            format == FORMAT_Q5K;

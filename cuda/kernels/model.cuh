@@ -2,7 +2,7 @@
 #pragma once
 #include "numbers.cuh"
 
-// Rows of activations as bytes: value = scale * quant, one scale for each 32 values (repeated where more share it).
+// Rows of activations as bytes: value = scale * quant, one scale for each 32 values.
 struct ByteRows {
     i8* quants;     // [rows][cols]
     float* scales;  // [rows][cols / 32]
@@ -12,8 +12,7 @@ struct ByteRows {
 // The forms in which matrices take a row; absent ones are null.
 struct Forms {
     float* values;
-    ByteRows of32;   // a scale for 32 values
-    ByteRows of256;  // a scale for 256 values
+    ByteRows bytes;
     u64 cols;
 };
 
@@ -137,7 +136,7 @@ struct AttentionArgs {
     int unused;
 };
 
-static_assert(sizeof(Forms) == 64 && sizeof(EmbedArgs) == 40 && sizeof(NormArgs) == 112, "as src/model/abi.rs");
-static_assert(sizeof(RowsArgs) == 88 && sizeof(HeadNormArgs) == 104 && sizeof(Matrix) == 48, "as src/model/abi.rs");
-static_assert(sizeof(MatmulArgs) == 296 && sizeof(RouteArgs) == 40, "as src/model/abi.rs");
-static_assert(sizeof(MixExpertsArgs) == 48 && sizeof(AttentionArgs) == 208, "as src/model/abi.rs");
+static_assert(sizeof(Forms) == 40 && sizeof(EmbedArgs) == 40 && sizeof(NormArgs) == 88, "as src/model/abi.rs");
+static_assert(sizeof(RowsArgs) == 64 && sizeof(HeadNormArgs) == 80 && sizeof(Matrix) == 48, "as src/model/abi.rs");
+static_assert(sizeof(MatmulArgs) == 272 && sizeof(RouteArgs) == 40, "as src/model/abi.rs");
+static_assert(sizeof(MixExpertsArgs) == 48 && sizeof(AttentionArgs) == 184, "as src/model/abi.rs");

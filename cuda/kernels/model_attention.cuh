@@ -41,8 +41,8 @@ __device__ __forceinline__ void norm_and_rotate(const AttentionArgs& args, const
 // One warp for each row and head: queries, then keys, then values.
 template <class E>
 __device__ __forceinline__ void attention_prepare(const AttentionArgs& args) {
-    wait_for_previous_kernel();
     allow_next_kernel();
+    wait_for_previous_kernel();
     const int lane = threadIdx.x & 31, unit = blockIdx.x * (blockDim.x / 32) + (threadIdx.x >> 5);
     if (unit >= args.heads + 2 * args.kv_heads) return;
     const u64 row = blockIdx.y;
@@ -67,21 +67,30 @@ __device__ __forceinline__ void attention_prepare(const AttentionArgs& args) {
     }
 }
 
+// Rows of a tile lie this much further apart than they are long: lanes that read neighbouring rows then take different
+// banks, four floats at a time.
+constexpr int TILE_GAP = 4;
+
 struct AttendShared {
     float queries[QUERY_HEADS][MAX_HEAD_DIM];
-    float tile[TILE_POSITIONS * (MAX_HEAD_DIM + 1)];
+    float tile[TILE_POSITIONS * (MAX_HEAD_DIM + TILE_GAP)];
     float weights[QUERY_HEADS][TILE_POSITIONS];
     float factors[QUERY_HEADS];
 };
 
-// 32 positions of keys or values of one head to shared memory, zeros beyond `end`.
+// 32 positions of keys or values of one head to shared memory, zeros from `end` on. They lie in one page, one after the
+// other.
 template <class E>
 __device__ __forceinline__ void stage_positions(const AttentionArgs& args, const AttentionRow& place, int first, int end,
                                                 int head, float* tile) {
-    const int dim = args.dim;
-    for (int i = threadIdx.x; i < TILE_POSITIONS * dim; i += ATTEND_THREADS) {
-        const int p = i / dim, d = i - p * dim;
-        tile[p * (dim + 1) + d] = first + p < end ? widen(cache_row<E>(args, place, first + p, head)[d]) : 0.f;
+    const int dim = args.dim, lane = threadIdx.x & 31;
+    const E* from = cache_row<E>(args, place, first, head);
+#pragma unroll 4
+    for (int p = threadIdx.x >> 5; p < TILE_POSITIONS; p += ATTEND_THREADS / 32) {
+        for (int d = 4 * lane; d < dim; d += 128) {
+            const float4 four = first + p < end ? load4(from + p * dim + d) : make_float4(0.f, 0.f, 0.f, 0.f);
+            *reinterpret_cast<float4*>(tile + p * (dim + TILE_GAP) + d) = four;
+        }
     }
 }
 
@@ -89,8 +98,8 @@ __device__ __forceinline__ void stage_positions(const AttentionArgs& args, const
 template <class E>
 __device__ __forceinline__ void attend(const AttentionArgs& args) {
     AttendShared& s = *reinterpret_cast<AttendShared*>(SHARED);
-    wait_for_previous_kernel();
     allow_next_kernel();
+    wait_for_previous_kernel();
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, dim = args.dim;
     const int group = args.heads / args.kv_heads, parts = (group + QUERY_HEADS - 1) / QUERY_HEADS;
     const int kv_head = blockIdx.y / parts, member = (blockIdx.y % parts) * QUERY_HEADS;
@@ -112,12 +121,24 @@ __device__ __forceinline__ void attend(const AttentionArgs& args) {
         __syncthreads();
         stage_positions<E>(args, place, first, end, kv_head, s.tile);
         __syncthreads();
+        float scores[2] = {0.f, 0.f};
+        const float* key = s.tile + lane * (dim + TILE_GAP);
+#pragma unroll 4
+        for (int d = 0; d < dim; d += 4) {
+            const float4 k = load4(key + d);
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const float4 q = load4(s.queries[warp + 4 * i] + d);
+                scores[i] = fmaf(q.x, k.x, scores[i]);
+                scores[i] = fmaf(q.y, k.y, scores[i]);
+                scores[i] = fmaf(q.z, k.z, scores[i]);
+                scores[i] = fmaf(q.w, k.w, scores[i]);
+            }
+        }
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const int h = warp + 4 * i;
-            const float* key = s.tile + lane * (dim + 1);
-            float score = 0.f;
-            for (int d = 0; d < dim; d++) score = fmaf(s.queries[h][d], key[d], score);
+            float score = scores[i];
             if (first + lane >= end) score = __uint_as_float(NEGATIVE_INFINITY);
             const float highest = fmaxf(largest[i], warp_max(score));
             // A tile has at least one position, but its scores may be no numbers.
@@ -135,17 +156,27 @@ __device__ __forceinline__ void attend(const AttentionArgs& args) {
             sums[h][0] *= s.factors[h];
             sums[h][1] *= s.factors[h];
         }
-        for (int p = 0; p < TILE_POSITIONS; p++) {
-            float values[2];
+#pragma unroll 2
+        for (int p = 0; p < TILE_POSITIONS; p += 4) {
+            float values[4][2];
 #pragma unroll
-            for (int i = 0; i < 2; i++) {
-                const int d = threadIdx.x + i * ATTEND_THREADS;
-                values[i] = d < dim ? s.tile[p * (dim + 1) + d] : 0.f;
+            for (int j = 0; j < 4; j++) {
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const int d = threadIdx.x + i * ATTEND_THREADS;
+                    values[j][i] = d < dim ? s.tile[(p + j) * (dim + TILE_GAP) + d] : 0.f;
+                }
             }
 #pragma unroll
             for (int h = 0; h < QUERY_HEADS; h++) {
-                sums[h][0] = fmaf(s.weights[h][p], values[0], sums[h][0]);
-                sums[h][1] = fmaf(s.weights[h][p], values[1], sums[h][1]);
+                const float4 weights = load4(s.weights[h] + p);
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    sums[h][i] = fmaf(weights.x, values[0][i], sums[h][i]);
+                    sums[h][i] = fmaf(weights.y, values[1][i], sums[h][i]);
+                    sums[h][i] = fmaf(weights.z, values[2][i], sums[h][i]);
+                    sums[h][i] = fmaf(weights.w, values[3][i], sums[h][i]);
+                }
             }
         }
     }
@@ -172,8 +203,8 @@ __device__ __forceinline__ void attend(const AttentionArgs& args) {
 // Joins the spans of a row, applies the gate, and writes the forms; one block a row. Shared: [heads][2].
 __device__ __forceinline__ void merge_spans(const AttentionArgs& args) {
     float* joined = reinterpret_cast<float*>(SHARED);
-    wait_for_previous_kernel();
     allow_next_kernel();
+    wait_for_previous_kernel();
     const u64 row = args.first_row + blockIdx.x;
     const int dim = args.dim, spans = args.rows[row].position / SPAN_POSITIONS + 1;
     const u64 first = static_cast<u64>(blockIdx.x) * args.heads * args.spans;

@@ -4,8 +4,8 @@
 
 // Softmax over all experts, then the best of each row; equal probabilities go to the lower expert. One warp a row.
 __device__ __forceinline__ void route(const RouteArgs& args) {
-    wait_for_previous_kernel();
     allow_next_kernel();
+    wait_for_previous_kernel();
     const int lane = threadIdx.x & 31;
     const int row = blockIdx.x * (blockDim.x / 32) + (threadIdx.x >> 5);
     if (row >= args.rows) return;
@@ -57,8 +57,8 @@ __device__ __forceinline__ void route(const RouteArgs& args) {
 
 // out += sum of the chosen experts' results, best first, and the shared expert's times its gate.
 __device__ __forceinline__ void mix_experts(const MixExpertsArgs& args) {
-    wait_for_previous_kernel();
     allow_next_kernel();
+    wait_for_previous_kernel();
     const u64 row = blockIdx.y;
     const int column = blockIdx.x * blockDim.x + threadIdx.x;
     if (column >= args.cols) return;

@@ -35,7 +35,8 @@ __device__ __forceinline__ float multiply_unit(const float* weights, const float
 }
 
 // Products of SMALL_ROWS weight rows from `first` on with R rows of activations, over the units of one warp.
-// load(w, unit, values) fetches a unit, multiply(values, r, unit, chain) adds its product with row r.
+// load(w, unit, values) fetches a unit, multiply(values, r, unit, chain) adds its product with row r. The first units are
+// on their way before the kernel waits for the one that makes the activations.
 template <class Values, int R, class Load, class Multiply>
 __device__ __forceinline__ void small_rows(int units, int start, int step, int live, float (*sums)[R], Load load,
                                            Multiply multiply) {
@@ -44,6 +45,8 @@ __device__ __forceinline__ void small_rows(int units, int start, int step, int l
         Values values[SMALL_ROWS];
 #pragma unroll
         for (int w = 0; w < SMALL_ROWS; w++) load(w, unit, values[w]);
+        // Only the first time is there anything to wait for.
+        wait_for_previous_kernel();
 #pragma unroll
         for (int r = 0; r < R; r++) {
             if (r >= live) break;
@@ -51,6 +54,7 @@ __device__ __forceinline__ void small_rows(int units, int start, int step, int l
             for (int w = 0; w < SMALL_ROWS; w++) sums[w][r] = multiply(values[w], r, unit, sums[w][r]);
         }
     }
+    wait_for_previous_kernel();
 }
 
 struct Floats {
@@ -75,10 +79,12 @@ __device__ __forceinline__ void matmul_small(const MatmulArgs& args) {
     const int left = args.first_row + args.rows - out_row;
     const int live = args.experts ? 1 : left < R ? left : R;
     float sums[SMALL_ROWS][R] = {};
-    wait_for_previous_kernel();
     allow_next_kernel();
     const u8* weights = matrix.weights;
-    if (args.experts) weights += args.expert_bytes * args.experts[out_row];
+    if (args.experts) {
+        wait_for_previous_kernel();
+        weights += args.expert_bytes * args.experts[out_row];
+    }
     const u8* rows[SMALL_ROWS];
 #pragma unroll
     for (int w = 0; w < SMALL_ROWS; w++) {
@@ -87,8 +93,11 @@ __device__ __forceinline__ void matmul_small(const MatmulArgs& args) {
         rows[w] = weights + matrix.row_bytes * n;
     }
     const int start = part * 32 + lane, step = split * 32;
-    if (first < matrix.rows) {
+    if (first >= matrix.rows) {
+        wait_for_previous_kernel();
+    } else {
         if (is_float_format(matrix.format)) {
+            wait_for_previous_kernel();
             with_float_format(matrix.format, [&](auto element) {
                 typedef decltype(element) E;
                 // Four neighbours a lane, so that a warp reads whole lines.
@@ -127,7 +136,7 @@ __device__ __forceinline__ void matmul_small(const MatmulArgs& args) {
                             return multiply_unit(values.x, x, chain);
                         });
                 } else {
-                    const ByteRows& x = is_wide_format(matrix.format) ? args.x.of256 : args.x.of32;
+                    const ByteRows& x = args.x.bytes;
                     small_rows<Unit, R>(
                         units, start, step, live, sums,
                         [&](int w, int index, Unit& unit) { F::unit(rows[w], index, unit); },
@@ -330,8 +339,8 @@ __device__ __forceinline__ void matmul_tiled(const MatmulArgs& args) {
     const int cols = static_cast<int>(args.x.cols), units = cols / 32;
     const int tn = threadIdx.x % 16, tm = threadIdx.x / 16;
     float sums[4][4] = {};
-    wait_for_previous_kernel();
     allow_next_kernel();
+    wait_for_previous_kernel();
     if (is_float_format(matrix.format)) {
         ExactTile& tile = *reinterpret_cast<ExactTile*>(SHARED);
 #pragma unroll 1
@@ -369,7 +378,7 @@ __device__ __forceinline__ void matmul_tiled(const MatmulArgs& args) {
         }
     } else {
         QuantisedTile& tile = *reinterpret_cast<QuantisedTile*>(SHARED);
-        const ByteRows& x = is_wide_format(matrix.format) ? args.x.of256 : args.x.of32;
+        const ByteRows& x = args.x.bytes;
         const bool offsets = has_offsets(matrix.format);
 #pragma unroll 1
         for (int unit = 0; unit < units; unit += TILE_UNITS) {

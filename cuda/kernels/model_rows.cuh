@@ -29,35 +29,38 @@ __device__ __forceinline__ void emit(const Forms& forms, u64 row, int first, con
     }
     largest = fmaxf(largest, lane_xor(largest, 1));
     largest = fmaxf(largest, lane_xor(largest, 2));
-    const float of32 = largest;
-    largest = fmaxf(largest, lane_xor(largest, 4));
-    largest = fmaxf(largest, lane_xor(largest, 8));
-    largest = fmaxf(largest, lane_xor(largest, 16));
+    const ByteRows& out = forms.bytes;
+    if (!out.quants) return;
+    const bool finite = largest <= __uint_as_float(LARGEST_FLOAT), zero = largest < SMALLEST_SCALED;
+    const float inverse = zero || !finite ? 0.f : 127.f / largest;
+    const float scale = !finite ? __uint_as_float(NOT_A_NUMBER) : zero ? 0.f : largest / 127.f;
+    u32 words[2] = {0, 0};
+    float sum = 0.f;
 #pragma unroll
-    for (int kind = 0; kind < 2; kind++) {
-        const ByteRows& out = kind ? forms.of256 : forms.of32;
-        if (!out.quants) continue;
-        const float m = kind ? largest : of32;
-        const bool finite = m <= __uint_as_float(LARGEST_FLOAT), zero = m < SMALLEST_SCALED;
-        const float inverse = zero || !finite ? 0.f : 127.f / m;
-        const float scale = !finite ? __uint_as_float(NOT_A_NUMBER) : zero ? 0.f : m / 127.f;
-        u32 words[2] = {0, 0};
-        float sum = 0.f;
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            const float q = finite ? rintf(values[i] * inverse) : 0.f;
-            sum += q;
-            words[i / 4] |= (static_cast<u32>(static_cast<int>(q)) & 255u) << (8 * (i % 4));
-        }
-        sum += lane_xor(sum, 1);
-        if (live) {
-            u32* to = reinterpret_cast<u32*>(out.quants + row * cols + column);
-            to[0] = words[0];
-            to[1] = words[1];
-            if (lane % 2 == 0) out.sums[row * (cols / 16) + column / 16] = static_cast<int>(sum);
-            if (lane % 4 == 0) out.scales[row * (cols / 32) + column / 32] = scale;
-        }
+    for (int i = 0; i < 8; i++) {
+        const float q = finite ? rintf(values[i] * inverse) : 0.f;
+        sum += q;
+        words[i / 4] |= (static_cast<u32>(static_cast<int>(q)) & 255u) << (8 * (i % 4));
     }
+    sum += lane_xor(sum, 1);
+    if (!live) return;
+    u32* to = reinterpret_cast<u32*>(out.quants + row * cols + column);
+    to[0] = words[0];
+    to[1] = words[1];
+    if (lane % 2 == 0) out.sums[row * (cols / 16) + column / 16] = static_cast<int>(sum);
+    if (lane % 4 == 0) out.scales[row * (cols / 32) + column / 32] = scale;
+}
+
+__device__ __forceinline__ void load8(const float* from, float* values) {
+    const float4 first = load4(from), second = load4(from + 4);
+    values[0] = first.x;
+    values[1] = first.y;
+    values[2] = first.z;
+    values[3] = first.w;
+    values[4] = second.x;
+    values[5] = second.y;
+    values[6] = second.z;
+    values[7] = second.w;
 }
 
 // A row of a block in every form, from value(column).
@@ -88,8 +91,8 @@ __device__ __forceinline__ float block_sum(float value, float* scratch) {
 
 // One block a row.
 __device__ __forceinline__ void embed(const EmbedArgs& args) {
-    wait_for_previous_kernel();
     allow_next_kernel();
+    wait_for_previous_kernel();
     const int row = blockIdx.x;
     const u8* weights = args.weights + args.row_bytes * args.tokens[row];
     float* out = args.out + static_cast<u64>(row) * args.cols;
@@ -114,50 +117,106 @@ __device__ __forceinline__ void embed(const EmbedArgs& args) {
 // out = x / sqrt(mean(x^2) + eps) * weight, one block a row.
 __device__ __forceinline__ void rms_norm(const NormArgs& args) {
     float* scratch = reinterpret_cast<float*>(SHARED);
-    wait_for_previous_kernel();
     allow_next_kernel();
+    float weights[8] = {};
+    if (8 * static_cast<int>(threadIdx.x) < args.cols && args.cols % 8 == 0) load8(args.weight + 8 * threadIdx.x, weights);
+    wait_for_previous_kernel();
     const u64 row = blockIdx.x;
     const float* x = args.x + (args.gather ? args.gather[row] : row) * args.cols;
+    // A lane's share of a row stays in registers where the row is short enough.
+    const int column = 8 * threadIdx.x;
+    const bool short_row = args.cols <= 8 * ROW_THREADS && args.cols % 8 == 0;
+    float values[8] = {};
     float squares = 0.f;
-    for (int i = threadIdx.x; i < args.cols; i += blockDim.x) squares = fmaf(x[i], x[i], squares);
+    if (short_row) {
+        if (column < args.cols) load8(x + column, values);
+#pragma unroll
+        for (int i = 0; i < 8; i++) squares = fmaf(values[i], values[i], squares);
+    } else {
+        for (int i = threadIdx.x; i < args.cols; i += blockDim.x) squares = fmaf(x[i], x[i], squares);
+    }
     const float inverse = 1.f / sqrtf(block_sum(squares, scratch) / args.cols + args.eps);
     if (args.plain) {
         float* plain = args.plain + row * args.plain_stride;
         for (int i = threadIdx.x; i < args.cols; i += blockDim.x) plain[i] = x[i] * inverse * args.weight[i];
-        return;
+    } else if (short_row) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) values[i] = values[i] * inverse * weights[i];
+        if (256 * (static_cast<int>(threadIdx.x) >> 5) < args.cols) {
+            emit(args.out, row, 256 * (threadIdx.x >> 5), values);
+        }
+    } else {
+        emit_row(args.out, row, [&](int column) { return x[column] * inverse * args.weight[column]; });
     }
-    emit_row(args.out, row, [&](int column) { return x[column] * inverse * args.weight[column]; });
 }
 
 // x, or silu(gate) * x; one warp for 256 columns.
 __device__ __forceinline__ void make_forms(const RowsArgs& args) {
-    wait_for_previous_kernel();
     allow_next_kernel();
+    wait_for_previous_kernel();
     const u64 row = blockIdx.y;
     const int lane = threadIdx.x & 31;
     const int first = 256 * (blockIdx.x * (blockDim.x / 32) + (threadIdx.x >> 5));
     if (first >= args.cols) return;
     float values[8];
+    const int column = first + 8 * lane;
+    if (args.cols % 8 == 0) {
+        float gates[8] = {};
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        const int column = first + 8 * lane + i;
-        values[i] = 0.f;
+        for (int i = 0; i < 8; i++) values[i] = 0.f;
         if (column < args.cols) {
-            values[i] = args.x[row * args.cols + column];
-            if (args.gate) {
-                const float gate = args.gate[row * args.cols + column];
-                values[i] *= gate * sigmoid_of(gate);
-            }
+            load8(args.x + row * args.cols + column, values);
+            if (args.gate) load8(args.gate + row * args.cols + column, gates);
+        }
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            if (args.gate) values[i] *= gates[i] * sigmoid_of(gates[i]);
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const bool live = column + i < args.cols;
+            const u64 at = row * args.cols + column + i;
+            values[i] = live ? args.x[at] : 0.f;
+            if (live && args.gate) values[i] *= args.gate[at] * sigmoid_of(args.gate[at]);
         }
     }
     emit(args.out, row, first, values);
 }
 
-// Every head normed on its own, times silu(gate); one block a row.
+// Every head normed on its own, times silu(gate). One warp for 256 columns, which hold whole heads.
 __device__ __forceinline__ void head_norm(const HeadNormArgs& args) {
-    float* inverse = reinterpret_cast<float*>(SHARED);  // [heads]
-    wait_for_previous_kernel();
     allow_next_kernel();
+    wait_for_previous_kernel();
+    const u64 row = blockIdx.y;
+    const int lane = threadIdx.x & 31, cols = args.heads * args.dim;
+    const int first = 256 * (blockIdx.x * (blockDim.x / 32) + (threadIdx.x >> 5)), column = first + 8 * lane;
+    if (first >= cols) return;
+    float values[8] = {}, gates[8] = {};
+    const int head = column / args.dim, i = column - head * args.dim;
+    if (column < cols) {
+        load8(args.x + (row * args.heads + head) * args.padded_dim + i, values);
+        load8(args.gate + row * cols + column, gates);
+    }
+    float squares = 0.f;
+#pragma unroll
+    for (int j = 0; j < 8; j++) squares = fmaf(values[j], values[j], squares);
+    for (int offset = 1; offset < args.dim / 8; offset *= 2) squares += lane_xor(squares, offset);
+    const float inverse = 1.f / sqrtf(squares / args.dim + args.eps);
+    if (column < cols) {
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            values[j] = values[j] * inverse * args.weight[i + j] * (gates[j] * sigmoid_of(gates[j]));
+        }
+    }
+    emit(args.out, row, first, values);
+}
+
+// The same for heads of any width; one block a row.
+__device__ __forceinline__ void odd_head_norm(const HeadNormArgs& args) {
+    float* inverse = reinterpret_cast<float*>(SHARED);  // [heads]
+    allow_next_kernel();
+    wait_for_previous_kernel();
     const u64 row = blockIdx.x;
     const int lane = threadIdx.x & 31;
     const float* x = args.x + row * args.heads * args.padded_dim;

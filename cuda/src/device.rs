@@ -72,6 +72,18 @@ pub struct Launch<'a> {
     pub overlaps: bool,
 }
 
+/// Launches that were recorded.
+pub trait Recording: Send {
+    /// Runs them again, with the arguments they were recorded with.
+    ///
+    /// # Safety
+    /// Every address in their arguments is still good for what the kernels do there.
+    ///
+    /// # Errors
+    /// A lost device.
+    unsafe fn run(&self) -> Result<(), DeviceError>;
+}
+
 /// A device with one stream: launches and copies happen in the order in which they are asked for.
 pub trait Device: Send + Sync {
     /// Its name and what it is, for people.
@@ -137,6 +149,19 @@ pub trait Device: Send + Sync {
     /// # Errors
     /// [`DeviceError::NoKernel`], or a lost device.
     unsafe fn launch(&self, launch: &Launch<'_>, args: &[u8]) -> Result<(), DeviceError>;
+
+    /// Records the launches of `work` instead of running them. `None`, without having called it, from a device that
+    /// cannot.
+    ///
+    /// # Errors
+    /// Those of `work` and of the device.
+    fn record(
+        self: Arc<Self>,
+        work: &mut dyn FnMut() -> Result<(), DeviceError>,
+    ) -> Result<Option<Box<dyn Recording>>, DeviceError> {
+        let _ = work;
+        Ok(None)
+    }
 
     /// Waits until everything asked for has happened.
     ///

@@ -2,12 +2,13 @@
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_uint, c_void};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, ThreadId};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys;
 
-use crate::device::{Device, DeviceError, Launch};
+use crate::device::{Device, DeviceError, Launch, Recording};
 
 /// The oldest driver that has every function in use, as `cuDriverGetVersion` counts.
 const OLDEST_DRIVER: c_int = 12_000;
@@ -38,6 +39,7 @@ pub struct Driver {
     stream: sys::CUstream,
     modules: Vec<Module>,
     functions: Mutex<HashMap<String, sys::CUfunction>>,
+    turns: Turns,
     name: String,
     capability: (i32, i32),
     processors: usize,
@@ -48,6 +50,40 @@ pub struct Driver {
 unsafe impl Send for Driver {}
 // SAFETY: as above.
 unsafe impl Sync for Driver {}
+
+/// Whose turn it is: one thread's, as often over as it likes.
+#[derive(Default)]
+struct Turns {
+    /// The thread, and how many turns of it are open.
+    holder: Mutex<(Option<ThreadId>, usize)>,
+    over: Condvar,
+}
+
+/// A turn; dropping it ends it.
+struct Turn<'a>(&'a Turns);
+
+impl Turn<'_> {
+    fn take(turns: &Turns) -> Turn<'_> {
+        let me = thread::current().id();
+        let mut holder = turns.holder.lock().unwrap_or_else(PoisonError::into_inner);
+        while holder.0.is_some_and(|other| other != me) {
+            holder = turns.over.wait(holder).unwrap_or_else(PoisonError::into_inner);
+        }
+        *holder = (Some(me), holder.1 + 1);
+        Turn(turns)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut holder = self.0.holder.lock().unwrap_or_else(PoisonError::into_inner);
+        holder.1 -= 1;
+        if holder.1 == 0 {
+            holder.0 = None;
+            self.0.over.notify_one();
+        }
+    }
+}
 
 fn error(error: DriverError) -> DeviceError {
     use sys::CUresult::*;
@@ -141,15 +177,20 @@ impl Driver {
             stream,
             modules,
             functions: Mutex::default(),
+            turns: Turns::default(),
             name,
             capability: (major, minor),
             processors,
         }))
     }
 
-    fn enter(&self) -> Result<(), DeviceError> {
+    /// Makes the context current, and keeps other threads out of the stream until the turn is over: launches of theirs
+    /// must not fall between those that this thread records.
+    fn enter(&self) -> Result<Turn<'_>, DeviceError> {
+        let turn = Turn::take(&self.turns);
         // SAFETY: the context is retained as long as `self` lives.
-        unsafe { result::ctx::set_current(self.context) }.map_err(error)
+        unsafe { result::ctx::set_current(self.context) }.map_err(error)?;
+        Ok(turn)
     }
 
     fn function(&self, launch: &Launch<'_>) -> Result<sys::CUfunction, DeviceError> {
@@ -185,7 +226,7 @@ impl Driver {
     /// # Errors
     /// [`DeviceError::NoKernel`], or a lost device.
     pub fn resources(&self, launch: &Launch<'_>) -> Result<(i32, i32, i32), DeviceError> {
-        self.enter()?;
+        let _turn = self.enter()?;
         let function = self.function(launch)?;
         use sys::CUfunction_attribute::*;
         let attribute = |attribute| {
@@ -210,7 +251,7 @@ impl Driver {
         self: &Arc<Driver>,
         work: impl FnOnce() -> Result<(), E>,
     ) -> Result<Graph, E> {
-        self.enter()?;
+        let _turn = self.enter()?;
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives as long as `self`.
         unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(error)?;
@@ -233,7 +274,7 @@ impl Driver {
     /// # Errors
     /// Those of `work` and of the driver.
     pub fn time<E: From<DeviceError>>(&self, work: impl FnOnce() -> Result<(), E>) -> Result<f32, E> {
-        self.enter()?;
+        let _turn = self.enter()?;
         let flags = sys::CUevent_flags::CU_EVENT_DEFAULT;
         let events =
             [result::event::create(flags).map_err(error)?, result::event::create(flags).map_err(error)?];
@@ -276,7 +317,7 @@ fn load(
 impl Drop for Driver {
     fn drop(&mut self) {
         // A device that is lost cannot be tidied up, and nobody is left to tell.
-        if self.enter().is_ok() {
+        if let Ok(_turn) = self.enter() {
             // SAFETY: made in `new`, and nothing uses them after this.
             unsafe {
                 let _ = result::stream::synchronize(self.stream);
@@ -301,7 +342,7 @@ impl Device for Driver {
     }
 
     fn allocate(&self, bytes: usize) -> Result<u64, DeviceError> {
-        self.enter()?;
+        let _turn = self.enter()?;
         // SAFETY: the context is current; `bytes` is not zero, as `Memory` asks for none then.
         unsafe { result::malloc_sync(bytes) }.map_err(|failure| match error(failure) {
             DeviceError::OutOfMemory { .. } => DeviceError::OutOfMemory { bytes },
@@ -311,7 +352,7 @@ impl Device for Driver {
 
     unsafe fn free(&self, address: u64) {
         // Nothing can be done about a failure: the device is lost then, and its memory with it.
-        if self.enter().is_ok() {
+        if let Ok(_turn) = self.enter() {
             // SAFETY: the caller vouches for the address; launches in flight end before it is freed.
             unsafe {
                 let _ = result::stream::synchronize(self.stream);
@@ -321,33 +362,33 @@ impl Device for Driver {
     }
 
     unsafe fn write(&self, address: u64, data: &[u8]) -> Result<(), DeviceError> {
-        self.enter()?;
+        let _turn = self.enter()?;
         // SAFETY: the caller vouches for the range; the host slice lives until the wait below is over.
         unsafe { result::memcpy_htod_async(address, data, self.stream) }.map_err(error)?;
         self.synchronize()
     }
 
     unsafe fn read(&self, address: u64, data: &mut [u8]) -> Result<(), DeviceError> {
-        self.enter()?;
+        let _turn = self.enter()?;
         // SAFETY: as for `write`.
         unsafe { result::memcpy_dtoh_async(data, address, self.stream) }.map_err(error)?;
         self.synchronize()
     }
 
     unsafe fn fill(&self, address: u64, bytes: usize, value: u8) -> Result<(), DeviceError> {
-        self.enter()?;
+        let _turn = self.enter()?;
         // SAFETY: the caller vouches for the range.
         unsafe { result::memset_d8_async(address, value, bytes, self.stream) }.map_err(error)
     }
 
     unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), DeviceError> {
-        self.enter()?;
+        let _turn = self.enter()?;
         // SAFETY: the caller vouches for the ranges.
         unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) }.map_err(error)
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>, args: &[u8]) -> Result<(), DeviceError> {
-        self.enter()?;
+        let _turn = self.enter()?;
         let function = self.function(launch)?;
         let mut attributes = [sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
@@ -375,14 +416,22 @@ impl Device for Driver {
             .map_err(error)
     }
 
+    fn record(
+        self: Arc<Self>,
+        work: &mut dyn FnMut() -> Result<(), DeviceError>,
+    ) -> Result<Option<Box<dyn Recording>>, DeviceError> {
+        let graph = self.capture(work)?;
+        Ok(Some(Box::new(graph)))
+    }
+
     fn synchronize(&self) -> Result<(), DeviceError> {
-        self.enter()?;
+        let _turn = self.enter()?;
         // SAFETY: the stream lives as long as `self`.
         unsafe { result::stream::synchronize(self.stream) }.map_err(error)
     }
 
     fn memory_info(&self) -> Result<(usize, usize), DeviceError> {
-        self.enter()?;
+        let _turn = self.enter()?;
         result::mem_get_info().map_err(error)
     }
 }
@@ -399,15 +448,25 @@ impl Graph {
     /// # Errors
     /// A lost device.
     pub fn launch(&self) -> Result<(), DeviceError> {
-        self.driver.enter()?;
+        let _turn = self.driver.enter()?;
         // SAFETY: the graph lives as long as `self`, the stream as long as the driver.
         unsafe { result::graph::launch(self.exec, self.driver.stream) }.map_err(error)
     }
 }
 
+// SAFETY: the handle is the driver's, which may be used from any thread that has the context current; every method makes
+// it current first.
+unsafe impl Send for Graph {}
+
+impl Recording for Graph {
+    unsafe fn run(&self) -> Result<(), DeviceError> {
+        self.launch()
+    }
+}
+
 impl Drop for Graph {
     fn drop(&mut self) {
-        if self.driver.enter().is_ok() {
+        if let Ok(_turn) = self.driver.enter() {
             // SAFETY: nothing launches it after this; the driver waits for launches in flight.
             let _ = unsafe { result::graph::exec_destroy(self.exec) };
         }

@@ -13,5 +13,5 @@ pub mod emulator;
 pub mod linear;
 pub mod model;
 
-pub use device::{Device, DeviceError, Memory};
+pub use device::{Device, DeviceError, Memory, Recording};
 pub use model::{CudaBackend, CudaOptions};

@@ -23,8 +23,8 @@ use millpond_simd::{Isa, Kernels};
 
 /// In single precision, relative to the largest logit.
 const EXACT_TOLERANCE: f32 = 1e-4;
-/// Quantised weights: activations are rounded to the same bytes, unless a value stands at the edge between two.
-const QUANTISED_TOLERANCE: f32 = 1e-2;
+/// Quantised weights with activations rounded to bytes, against exact arithmetic: the rounding itself.
+const QUANTISED_TOLERANCE: f32 = 3e-2;
 
 const TINY: [&str; 5] = ["qwen35-dense", "qwen35-untied", "qwen35-real-heads", "qwen35-moe", "qwen3-next"];
 
@@ -204,7 +204,7 @@ fn every_format_multiplies_as_on_the_processor() {
         let prompt = if name == "GPU" { 66 } else { 10 };
         for (arithmetic, tolerance) in kinds {
             let buffer = BufferOptions::default();
-            let mut cpu = cpu(&model, buffer, KvType::F32, arithmetic);
+            let mut cpu = cpu(&model, buffer, KvType::F32, Arithmetic::Exact);
             let mut cuda = cuda(device, &model, buffer, KvType::F32, arithmetic);
             let windows = [(5, 5), (1, 1)];
             let expected = schedule(&mut cpu, &tokens, prompt, &windows);

@@ -33,7 +33,7 @@ impl Activation {
 }
 
 /// One compiled form of the step kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct StepKernel {
     /// Width of a key, padded.
     pub key_dim: usize,

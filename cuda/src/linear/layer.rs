@@ -76,6 +76,12 @@ struct Rows {
 }
 
 impl Workspace {
+    /// Where its parts stand; they move when a pass has more rows than any before.
+    pub fn addresses(&self) -> [u64; 4] {
+        [&self.queries, &self.query_scale, &self.values, &self.beta]
+            .map(|memory| memory.as_ref().map_or(0, Memory::address))
+    }
+
     /// Room for `rows` rows of a layer.
     fn rows(&mut self, layer: &LinearLayer, rows: usize) -> Result<Rows, LinearError> {
         let (device, activation) = (&layer.device, layer.options.activation.bytes());

@@ -6,6 +6,8 @@
 
 pub mod abi;
 mod batch;
+#[cfg(feature = "driver")]
+pub mod bench;
 mod kernels;
 mod layer;
 mod parts;

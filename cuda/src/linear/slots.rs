@@ -61,6 +61,11 @@ impl LinearLayer {
         self.memory(part).bytes() / self.options.slots.max(1)
     }
 
+    /// Where its slots' parts start; they move when the layer is given more or fewer.
+    pub fn addresses(&self) -> [u64; 6] {
+        SlotPart::ALL.map(|part| self.memory(part).address())
+    }
+
     /// Gives the layer memory for another number of slots; the first `kept` keep what they hold.
     ///
     /// # Errors

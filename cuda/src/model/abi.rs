@@ -24,10 +24,8 @@ pub struct ByteRows {
 pub struct Forms {
     /// `[rows][cols]` floats.
     pub values: u64,
-    /// A scale for 32 values.
-    pub of32: ByteRows,
-    /// A scale for 256 values.
-    pub of256: ByteRows,
+    /// Bytes, with a scale for 32 values.
+    pub bytes: ByteRows,
     /// Values of a row.
     pub cols: u64,
 }
@@ -269,11 +267,11 @@ pub struct AttentionArgs {
     pub unused: i32,
 }
 
-const _: () = assert!(size_of::<Forms>() == 64 && size_of::<EmbedArgs>() == 40);
-const _: () = assert!(size_of::<NormArgs>() == 112 && size_of::<RowsArgs>() == 88);
-const _: () = assert!(size_of::<HeadNormArgs>() == 104 && size_of::<MatrixArgs>() == 48);
-const _: () = assert!(size_of::<MatmulArgs>() == 296 && size_of::<RouteArgs>() == 40);
-const _: () = assert!(size_of::<MixExpertsArgs>() == 48 && size_of::<AttentionArgs>() == 208);
+const _: () = assert!(size_of::<Forms>() == 40 && size_of::<EmbedArgs>() == 40);
+const _: () = assert!(size_of::<NormArgs>() == 88 && size_of::<RowsArgs>() == 64);
+const _: () = assert!(size_of::<HeadNormArgs>() == 80 && size_of::<MatrixArgs>() == 48);
+const _: () = assert!(size_of::<MatmulArgs>() == 272 && size_of::<RouteArgs>() == 40);
+const _: () = assert!(size_of::<MixExpertsArgs>() == 48 && size_of::<AttentionArgs>() == 184);
 const _: () = assert!(size_of::<AttentionRow>() == 8);
 
 // SAFETY: numbers without padding, as the assertion on the size shows.

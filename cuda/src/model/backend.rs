@@ -14,10 +14,11 @@ use millpond_models::{LinearSpec, ModelSpec};
 use super::abi::AttentionRow;
 use super::ops::{MAX_HEAD_DIM, Ops, RowRange};
 use super::pass::{Buffer, Executor, Pass};
+use super::recordings::{Key, Recordings};
 use super::sequences::{FEWEST_SLOTS, Sequence, Sequences};
 use super::weights::{self, DeviceMatrix};
 use super::{failed, mixer_failed, saved};
-use crate::device::{Device, Plain};
+use crate::device::{Device, DeviceError, Plain, Recording};
 use crate::linear::{
     Activation, BatchSequence, Cut, LinearLayer, LinearOptions, LinearWeightsView, MAX_ENTRIES,
 };
@@ -41,6 +42,8 @@ pub struct CudaBackend {
     executor: Executor,
     sequences: Sequences,
     table: Buffer,
+    recordings: Recordings,
+    last: Option<Key>,
 }
 
 /// Rows of one sequence of a pass.
@@ -98,7 +101,16 @@ impl CudaBackend {
         let executor = Executor::new(ops, spec.clone(), &layout, weights, shapes)?;
         let page_bytes = options.kv_type.bytes(layout.page_len).unwrap_or(0);
         let sequences = Sequences::new(&device, layout, linear, page_bytes);
-        Ok(CudaBackend { device, spec, options, executor, sequences, table: Buffer::default() })
+        Ok(CudaBackend {
+            device,
+            spec,
+            options,
+            executor,
+            sequences,
+            table: Buffer::default(),
+            recordings: Recordings::default(),
+            last: None,
+        })
     }
 
     /// Options that this backend can carry out and that differ least from `buffer`: its logs have room for a limited
@@ -118,6 +130,75 @@ impl CudaBackend {
     /// Bytes of weights on the device.
     pub fn weight_bytes(&self) -> usize {
         self.executor.weights.bytes()
+    }
+
+    /// The launches of the last pass, if they were recorded: for measurements. They may be run again until the next
+    /// call of the backend.
+    pub fn last_recording(&self) -> Option<&dyn Recording> {
+        self.recordings.get(self.last.as_ref()?)
+    }
+
+    /// Where memory stands that launches name and that may move.
+    pub(super) fn addresses(&self) -> Vec<u64> {
+        let mut addresses = self.executor.addresses();
+        addresses.extend(self.sequences.linear.iter().flat_map(LinearLayer::addresses));
+        addresses
+    }
+
+    /// Layers and head of a pass that is laid out.
+    fn run_layers(&mut self, pass: &Pass, outputs: &mut Outputs) -> Result<(), BackendError> {
+        let (embedding, output) = (self.executor.weights.embedding, self.executor.weights.output);
+        self.executor.embed(&embedding, pass)?;
+        let spec = self.spec.clone();
+        for (index, layer) in spec.layers.iter().enumerate() {
+            if outputs.want_residuals {
+                let mut residual = vec![0.0_f32; pass.rows * spec.hidden];
+                self.executor.scratch.residual.memory().read(0, &mut residual).map_err(failed)?;
+                outputs.residuals.push(residual);
+            }
+            let (weights, slot) = (self.executor.weights.layers[index], self.sequences.layout.slots[index]);
+            let Sequences { layout, linear, .. } = &mut self.sequences;
+            self.executor.layer(layer, &weights, slot, layout, linear, pass)?;
+        }
+        let norm = self.executor.weights.output_norm;
+        self.executor.head(pass, norm, &output, outputs.want_hidden)
+    }
+
+    /// Runs a pass: as recorded, where the same launches were needed before.
+    fn run(&mut self, pass: &Pass, outputs: &mut Outputs) -> Result<(), BackendError> {
+        let prompts = pass.ranges.iter().any(|range| range.prompt);
+        if prompts || outputs.want_residuals {
+            self.last = None;
+            return self.run_layers(pass, outputs);
+        }
+        let key = Key::new(pass, outputs.want_hidden, self.table.address(), self);
+        if self.recordings.get(&key).is_none() {
+            if !self.recordings.seen(&key) {
+                // The first time everything that launches need is allocated and loaded.
+                self.last = None;
+                return self.run_layers(pass, outputs);
+            }
+            let (device, mut failure) = (self.device.clone(), None);
+            let recorded = device.record(&mut || {
+                self.run_layers(pass, outputs).map_err(|error| {
+                    let said = DeviceError::Other(error.to_string());
+                    failure = Some(error);
+                    said
+                })
+            });
+            match (recorded, failure) {
+                (_, Some(error)) => return Err(error),
+                (Err(error), None) => return Err(failed(error)),
+                (Ok(None), None) => return self.run_layers(pass, outputs),
+                (Ok(Some(recording)), None) => self.recordings.keep(key.clone(), recording),
+            }
+        }
+        if let Some(recording) = self.recordings.get(&key) {
+            // SAFETY: the key holds every address that its launches take besides those of weights, which stay.
+            unsafe { recording.run() }.map_err(failed)?;
+        }
+        self.last = Some(key);
+        Ok(())
     }
 
     fn check_tokens(&self, tokens: &[u32]) -> Result<(), BackendError> {
@@ -185,11 +266,13 @@ impl CudaBackend {
         self.table.reserve(&self.device, bytes + plans + launches * ALIGNMENT).map_err(failed)?;
         let mut table = Table { base: self.table.address(), bytes: Vec::new() };
         let (token_at, rows_at) = (table.push(&tokens), table.push(&rows));
-        let (pages_at, gather_at) = (table.push(&pages), table.push(&gather));
+        let gather_at = table.push(&gather);
         let mut batches = Vec::with_capacity(cuts.len());
         for cut in cuts {
             batches.push(cut.place(|plans| Ok::<u64, BackendError>(table.push(plans)))?);
         }
+        // Last, as their number changes from step to step: nothing else moves then.
+        let pages_at = table.push(&pages);
         self.table.memory_mut().write(0, &table.bytes).map_err(failed)?;
         Ok(Pass {
             rows: rows.len(),
@@ -257,6 +340,9 @@ fn check_shapes(layout: &StateLayout, options: &CudaOptions) -> Result<(), Backe
     }
     for layer in &layout.attention {
         let found = layer.spec.head_dim;
+        if !found.is_multiple_of(4) {
+            return Err(BackendError::Device(format!("attention heads of {found} values are not supported")));
+        }
         if found > MAX_HEAD_DIM {
             return Err(BackendError::Unsupported {
                 what: "values of an attention head",
@@ -328,21 +414,7 @@ impl Backend for CudaBackend {
         let pass = self.lay_out(&parts, tokens, cuts)?;
         let output = self.executor.weights.output;
         self.executor.reserve(pass.rows, pass.end, pass.head_rows, output.rows)?;
-        let embedding = self.executor.weights.embedding;
-        self.executor.embed(&embedding, &pass)?;
-        let spec = self.spec.clone();
-        for (index, layer) in spec.layers.iter().enumerate() {
-            if outputs.want_residuals {
-                let mut residual = vec![0.0_f32; pass.rows * spec.hidden];
-                self.executor.scratch.residual.memory().read(0, &mut residual).map_err(failed)?;
-                outputs.residuals.push(residual);
-            }
-            let (weights, slot) = (self.executor.weights.layers[index], self.sequences.layout.slots[index]);
-            let Sequences { layout, linear, .. } = &mut self.sequences;
-            self.executor.layer(layer, &weights, slot, layout, linear, &pass)?;
-        }
-        let norm = self.executor.weights.output_norm;
-        self.executor.head(&pass, norm, &output, outputs.want_hidden)?;
+        self.run(&pass, outputs)?;
         self.collect(&pass, &output, outputs)?;
         for Segment { slot, plan, .. } in segments {
             self.sequences.advance(*slot, plan)?;

@@ -5,6 +5,7 @@ mod backend;
 mod ops;
 mod pages;
 mod pass;
+mod recordings;
 mod saved;
 mod sequences;
 mod weights;

@@ -27,7 +27,7 @@ const EXACT_TILE_BYTES: u32 = 2 * 64 * 33 * 4;
 /// Query heads that a block of attention takes.
 const QUERY_HEADS: usize = 8;
 /// Bytes of `AttendShared` of kernels/model_attention.cuh.
-const ATTEND_BYTES: u32 = (8 * 256 + 32 * 257 + 8 * 32 + 8) * 4;
+const ATTEND_BYTES: u32 = (8 * 256 + 32 * 260 + 8 * 32 + 8) * 4;
 
 /// Positions of a span of attention.
 pub(super) const SPAN_POSITIONS: usize = 256;
@@ -36,7 +36,7 @@ pub(super) const SPAN_POSITIONS: usize = 256;
 pub(super) const MAX_HEAD_DIM: usize = 256;
 
 /// Rows of a pass that products treat alike.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct RowRange {
     pub(super) first: usize,
     pub(super) rows: usize,
@@ -81,6 +81,11 @@ pub(super) struct FormBuffer {
 }
 
 impl FormBuffer {
+    /// Where it stands; 0 before the first rows.
+    pub(super) fn address(&self) -> u64 {
+        self.memory.as_ref().map_or(0, Memory::address)
+    }
+
     /// Makes room for `rows x cols` values.
     pub(super) fn reserve(
         &mut self,
@@ -111,16 +116,17 @@ impl FormBuffer {
         for format in formats {
             match kind(arithmetic, format) {
                 ActivationKind::F32 => forms.values = base,
-                ActivationKind::Q8Block32 => forms.of32 = byte_rows(base + 4 * values, values),
-                ActivationKind::Q8Block256 => forms.of256 = byte_rows(base + 6 * values, values),
+                ActivationKind::Q8Block32 | ActivationKind::Q8Block256 => {
+                    forms.bytes = byte_rows(base + 4 * values, values);
+                }
             }
         }
         forms
     }
 }
 
-/// Floats, and two kinds of bytes with scales and sums, each in two bytes a value at most.
-const BYTES_OF_FORMS: usize = 8;
+/// Floats, and bytes with scales and sums in two bytes a value at most.
+const BYTES_OF_FORMS: usize = 6;
 
 fn byte_rows(base: u64, values: u64) -> ByteRows {
     ByteRows { quants: base, scales: base + values, sums: base + values + values / 8 }
@@ -228,7 +234,12 @@ impl Ops {
     }
 
     pub(super) fn norm_heads(&self, rows: usize, args: &HeadNormArgs) -> Result<(), DeviceError> {
-        self.launch("norm_heads", [rows, 1, 1], ROW_THREADS, args.heads as u32 * 4, args)
+        let (heads, dim) = (args.heads as usize, args.dim as usize);
+        if dim.is_power_of_two() && (8..=256).contains(&dim) {
+            let grid = [(heads * dim).div_ceil(256 * WARPS), rows, 1];
+            return self.launch("norm_heads", grid, 32 * WARPS, 0, args);
+        }
+        self.launch("norm_odd_heads", [rows, 1, 1], ROW_THREADS, heads as u32 * 4, args)
     }
 
     /// Products of the rows of some ranges, each by the kernel of its kind.

@@ -67,6 +67,10 @@ impl Buffer {
     pub(super) fn address(&self) -> u64 {
         self.memory().address()
     }
+
+    fn address_or_none(&self) -> u64 {
+        self.0.as_ref().map_or(0, Memory::address)
+    }
 }
 
 /// Working memory of passes.
@@ -180,6 +184,29 @@ impl Executor {
             scratch.logits.reserve(device, logits * vocab * 4)
         };
         room().map_err(failed)
+    }
+
+    /// Where working memory stands: recorded launches are good as long as none of it moves.
+    pub(super) fn addresses(&self) -> Vec<u64> {
+        let s = &self.scratch;
+        let buffers = [
+            &s.residual,
+            &s.mixed,
+            &s.partial,
+            &s.partial_max,
+            &s.partial_sum,
+            &s.router,
+            &s.choices,
+            &s.choice_weights,
+            &s.returned,
+            &s.shared_gate,
+            &s.hidden,
+            &s.logits,
+        ];
+        let forms = [&s.normed, &s.inner, &s.expert_inner];
+        let buffers = buffers.into_iter().chain(&s.projections).map(Buffer::address_or_none);
+        let forms = forms.into_iter().map(FormBuffer::address);
+        buffers.chain(forms).chain(s.workspace.addresses()).collect()
     }
 
     pub(super) fn embed(&self, table: &DeviceMatrix, pass: &Pass) -> Result<(), BackendError> {

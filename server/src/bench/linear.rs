@@ -18,6 +18,7 @@ use super::streams::{Part, Setup, Streams};
 use super::table::Table;
 use super::traffic::Traffic;
 use super::{confirmed, median};
+use crate::cli::args::DeviceName;
 
 /// What to measure.
 #[derive(Clone, Debug, Args)]
@@ -37,6 +38,9 @@ pub struct LinearArgs {
     /// Threads; 0 for one on each core
     #[arg(short, long, default_value_t = 0)]
     pub threads: usize,
+    /// What computes: the processor, or a CUDA card where the program was built for one
+    #[arg(long, value_name = "NAME", default_value = "cpu", ignore_case = true)]
+    pub device: DeviceName,
     /// Instruction-set level, or the best there is
     #[arg(long)]
     pub isa: Option<Isa>,
@@ -57,7 +61,7 @@ fn count(most: u64) -> impl clap::builder::TypedValueParser<Value = usize> {
 }
 
 /// Fold interval of the verified windows.
-const VERIFY_INTERVAL: usize = 16;
+pub(super) const VERIFY_INTERVAL: usize = 16;
 
 /// Shortest stretch of steps that is timed as one.
 const STRETCH: Duration = Duration::from_millis(30);
@@ -176,6 +180,9 @@ pub fn measure(
     args: &LinearArgs,
     report: &mut dyn FnMut(Event<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
+    if on_card(args, report)? {
+        return Ok(());
+    }
     let isa = args.isa.unwrap_or_else(Isa::detect);
     let kernels =
         Kernels::for_isa(isa).ok_or_else(|| anyhow::anyhow!("this processor does not have {isa}"))?;
@@ -206,6 +213,30 @@ pub fn measure(
         }
     }
     Ok(())
+}
+
+/// Measures on a card, if that was asked for.
+#[cfg(feature = "cuda")]
+fn on_card(
+    args: &LinearArgs,
+    report: &mut dyn FnMut(Event<'_>) -> anyhow::Result<()>,
+) -> anyhow::Result<bool> {
+    let wanted = match args.device {
+        DeviceName::Cpu => false,
+        DeviceName::Cuda => true,
+        DeviceName::Auto => millpond_cuda::driver::driver_present(),
+    };
+    if wanted {
+        super::cuda::measure(args, report)?;
+    }
+    Ok(wanted)
+}
+
+/// No card: an error where one was asked for.
+#[cfg(not(feature = "cuda"))]
+fn on_card(args: &LinearArgs, _: &mut dyn FnMut(Event<'_>) -> anyhow::Result<()>) -> anyhow::Result<bool> {
+    anyhow::ensure!(args.device != DeviceName::Cuda, "--device cuda: this build has no CUDA backend");
+    Ok(false)
 }
 
 /// Runnable processes over the last minute.

@@ -1,6 +1,8 @@
 //! `millpond bench linear|capacity|spec`: what the buffer is worth, measured beside the machine's own ceilings.
 
 pub mod capacity;
+#[cfg(feature = "cuda")]
+mod cuda;
 pub mod linear;
 pub mod rates;
 pub mod shapes;
