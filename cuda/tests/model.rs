@@ -119,6 +119,10 @@ fn schedule(runner: &mut Runner, tokens: &[u32], prompt: usize, windows: &[(usiz
 fn every_kind_of_model_gives_the_logits_of_the_processor() {
     let Some((name, device)) = device() else { return };
     for golden in TINY {
+        if name != "GPU" && golden == "qwen35-real-heads" {
+            // Too much work for threads that are slow; the linear mixer's own tests have heads as wide.
+            continue;
+        }
         let model = load(&format!("golden/{golden}"));
         let (mut cpu, mut cuda) = both(device, &model, BufferOptions::default());
         for runner in [&mut cpu, &mut cuda] {
@@ -193,16 +197,19 @@ fn every_format_multiplies_as_on_the_processor() {
     let Some((name, device)) = device() else { return };
     let mut random = Random::new(3);
     for format in QFormat::ALL {
-        let model = layer_in(format, &mut random);
-        let tokens = ids(&model, 80);
         let (exact, quantised) =
             ((Arithmetic::Exact, EXACT_TOLERANCE), (Arithmetic::Quantised, QUANTISED_TOLERANCE));
-        // What a format is to exact products its values say, which the embedding shows too: where threads are slow,
-        // a few formats stand for all.
-        let few = [QFormat::Q4_1, QFormat::Q3K, QFormat::Q4K].contains(&format);
-        let kinds = if name == "GPU" || few { vec![exact, quantised] } else { vec![quantised] };
+        // Where threads are slow, a few formats stand for all.
+        let kinds = match format {
+            _ if name == "GPU" => vec![exact, quantised],
+            QFormat::Q4K => vec![exact],
+            QFormat::Q4_1 | QFormat::Q5_0 | QFormat::Q3K | QFormat::Q6K | QFormat::IQ4XS => vec![quantised],
+            _ => vec![],
+        };
         let prompt = if name == "GPU" { 66 } else { 10 };
         for (arithmetic, tolerance) in kinds {
+            let model = layer_in(format, &mut random);
+            let tokens = ids(&model, 80);
             let buffer = BufferOptions::default();
             let mut cpu = cpu(&model, buffer, KvType::F32, Arithmetic::Exact);
             let mut cuda = cuda(device, &model, buffer, KvType::F32, arithmetic);
