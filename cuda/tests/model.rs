@@ -14,7 +14,7 @@ use millpond::load::{LoadOptions, LoadedModel, load_model};
 use millpond::par::Team;
 use millpond::runner::{BufferOptions, RunError, Runner, Sequence, Work};
 use millpond::state::PassKind;
-use millpond::state::memory::KvType;
+use millpond::state::memory::{KvType, StateType};
 use millpond::weights::{FfnWeights, Matrix};
 use millpond_cuda::{CudaBackend, CudaOptions, Device};
 use millpond_models::MixerSpec;
@@ -45,6 +45,7 @@ fn ids(model: &LoadedModel, count: usize) -> Vec<u32> {
 fn cpu(model: &LoadedModel, buffer: BufferOptions, kv_type: KvType, arithmetic: Arithmetic) -> Runner {
     let options = CpuOptions {
         kv_type,
+        state_type: buffer.state_type,
         max_window: buffer.max_window,
         fold_interval: buffer.fold_interval,
         arithmetic,
@@ -269,7 +270,12 @@ fn windows_and_batches_have_the_bits_of_single_steps() {
 fn forks_go_their_own_ways() {
     let Some((_, device)) = device() else { return };
     let model = load("golden/qwen35-dense");
-    let options = BufferOptions { stateless_below: Some(0), fold_interval: 4, max_window: 4 };
+    let options = BufferOptions {
+        stateless_below: Some(0),
+        fold_interval: 4,
+        max_window: 4,
+        state_type: StateType::F32,
+    };
     let mut runner = cuda(device, &model, options, KvType::F16, Arithmetic::Quantised);
     let tokens = ids(&model, 90);
     let mut parent = runner.create().unwrap();
@@ -308,7 +314,7 @@ fn saved_sequences_go_on_here_and_on_the_processor() {
             let expected = window(&mut cpu, &mut there, &tokens[prompt..prompt + 4]);
             let mut moved = [
                 ("to the device", cuda.import(from_cpu).unwrap()),
-                ("back to the device", cuda.import(from_cuda.clone()).unwrap()),
+                ("back to the device", cuda.import(from_cuda.fork().unwrap()).unwrap()),
             ];
             for (what, sequence) in &mut moved {
                 let mut fork = cuda.fork(sequence).unwrap();

@@ -125,9 +125,17 @@ impl LinearSpec {
         self.value_heads * self.key_dim * self.value_dim * 4
     }
 
+    /// Log decays of one token and value head.
+    pub fn decay_width(&self) -> usize {
+        match self.decay {
+            Decay::PerHead => 1,
+            Decay::PerKeyChannel => self.key_dim,
+        }
+    }
+
     /// Bytes of one log entry (key, delta, log decay) of one sequence in this layer, in f32.
     pub fn log_entry_bytes(&self) -> usize {
-        (self.key_heads * self.key_dim + self.value_heads * (self.value_dim + 1)) * 4
+        (self.key_heads * self.key_dim + self.value_heads * (self.value_dim + self.decay_width())) * 4
     }
 }
 

@@ -6,7 +6,7 @@ use millpond_models::ModelSpec;
 
 use crate::backend::{Backend, BackendError, MtpSegment, Outputs, Segment, Slot, WantLogits};
 use crate::state::cursor::{CommitError, PREFILL_CHUNK};
-use crate::state::memory::MemoryUsage;
+use crate::state::memory::{MemoryUsage, StateType};
 use crate::state::{Cursor, FoldPolicy, PassKind, PassPlan, RewindError, SequenceImage, StateLayout, Step};
 
 /// How the state of sequences is kept.
@@ -18,11 +18,13 @@ pub struct BufferOptions {
     pub stateless_below: Option<usize>,
     /// Most rows of a window that may be rolled back: one plus the longest draft.
     pub max_window: usize,
+    /// What the base state is kept in.
+    pub state_type: StateType,
 }
 
 impl Default for BufferOptions {
     fn default() -> BufferOptions {
-        BufferOptions { fold_interval: 16, stateless_below: None, max_window: 8 }
+        BufferOptions { fold_interval: 16, stateless_below: None, max_window: 8, state_type: StateType::F32 }
     }
 }
 
@@ -132,7 +134,7 @@ impl Runner {
         options: BufferOptions,
         context: usize,
     ) -> Runner {
-        let layout = StateLayout::new(&spec);
+        let layout = StateLayout::new(&spec).with_state_type(options.state_type);
         Runner {
             backend,
             spec,

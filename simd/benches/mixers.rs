@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use half::f16;
 use millpond_simd::attention::{AttendPage, KvBlock, Partials};
-use millpond_simd::linear::{Ahead, FoldSource, FoldTile, LinearKernels, WindowTile, panel_len};
+use millpond_simd::linear::{
+    Ahead, FoldBase, FoldSource, FoldTile, LinearKernels, State, StateMut, WindowTile, panel_len,
+};
 use millpond_simd::matmul::OutTile;
 use millpond_simd::{Isa, Kernels, LANES};
 
@@ -160,7 +162,7 @@ impl Window {
 
     fn solve(&mut self, k: &LinearKernels, state: &[f32]) {
         k.window_tile(WindowTile {
-            state: Some(state),
+            state: Some(State::F32(state)),
             dk: DK,
             keys: &self.panel,
             coefficients: &self.coefficients,
@@ -177,10 +179,10 @@ impl Window {
     fn fold(&self, k: &LinearKernels, state: &mut [f32]) {
         k.fold_tile(FoldTile {
             source: FoldSource::InPlace,
-            destination: state,
+            destination: StateMut::F32(state),
             dk: DK,
             keys: &self.keys,
-            base: 0.9,
+            base: FoldBase::Head(0.9),
             weights: &self.g,
             deltas: &self.deltas,
             delta_stride: DV,

@@ -37,7 +37,8 @@ impl Poisoned {
         let live = self.live.get(&slot).copied().unwrap_or_default();
         let memory = self.inner.memory_mut(slot)?;
         let entries = live.end - live.base;
-        for (log, layer) in memory.logs.iter_mut().zip(&self.layout.linear) {
+        for (index, layer) in self.layout.linear.iter().enumerate() {
+            let log = memory.logs.layer_mut(&self.layout.linear, index);
             let capacity = log.capacity;
             let dead = |values: &mut [f32], width: usize| {
                 for block in values.chunks_exact_mut((capacity * width).max(1)) {
@@ -45,13 +46,14 @@ impl Poisoned {
                 }
             };
             if capacity > 0 {
-                dead(&mut log.keys, layer.spec.key_dim);
-                dead(&mut log.deltas, layer.group_lanes());
-                dead(&mut log.gates, 1);
+                dead(log.keys, layer.spec.key_dim);
+                dead(log.deltas, layer.group_lanes());
+                dead(log.gates, layer.spec.decay_width());
             }
         }
-        let rows = memory.conv_rows;
-        for (ring, layer) in memory.conv.iter_mut().zip(&self.layout.linear) {
+        let rows = memory.rings.rows();
+        for (index, layer) in self.layout.linear.iter().enumerate() {
+            let ring = memory.rings.layer_mut(&self.layout.linear, index);
             let (width, taps) = (layer.spec.conv_channels(), layer.spec.conv_width);
             // The taps before the end are all that an unrewound sequence can still need; rewinds need more, so only
             // rows that hold no live position at all are dead.

@@ -29,6 +29,7 @@ pub fn runner(model: &LoadedModel, options: BufferOptions, threads: usize, isa: 
 pub fn backend(model: &LoadedModel, options: BufferOptions, threads: usize, isa: Isa) -> CpuBackend {
     let cpu = CpuOptions {
         kv_type: KvType::F32,
+        state_type: options.state_type,
         max_window: options.max_window,
         fold_interval: options.fold_interval,
         arithmetic: Arithmetic::Exact,

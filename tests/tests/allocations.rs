@@ -25,6 +25,7 @@ const ROUNDS: usize = 30;
 fn runner(model: &LoadedModel, options: BufferOptions) -> Runner {
     let cpu = CpuOptions {
         kv_type: KvType::F16,
+        state_type: options.state_type,
         max_window: options.max_window,
         fold_interval: options.fold_interval,
         arithmetic: Arithmetic::Quantised,

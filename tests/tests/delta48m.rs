@@ -3,6 +3,7 @@
 use millpond::backend::{MtpSegment, Outputs, WantLogits};
 use millpond::load::{LoadedModel, TokenizerSource};
 use millpond::runner::{BufferOptions, Runner};
+use millpond::state::memory::StateType;
 use millpond_simd::Isa;
 use millpond_tests::reference::{Reference, data, relative_error};
 use millpond_tests::runners::{backend, greedy, load, window};
@@ -14,7 +15,10 @@ fn model() -> LoadedModel {
 
 /// Without poisoned memory, which costs a pass over it each step.
 fn runner(model: &LoadedModel) -> Runner {
-    let options = BufferOptions::default();
+    runner_with(model, BufferOptions::default())
+}
+
+fn runner_with(model: &LoadedModel, options: BufferOptions) -> Runner {
     let backend = backend(model, options, 2, Isa::detect());
     Runner::new(Box::new(backend), std::sync::Arc::new(model.spec.clone()), options, 4096)
 }
@@ -87,28 +91,57 @@ fn held_out_prose_has_the_reference_loss() {
     let reference: serde_json::Value = serde_json::from_str(&text).unwrap();
     let expected = reference["nll_of_windows"][0].as_f64().expect("the loss of the first window");
     let model = model();
-    let tokenizer = millpond::text::Tokenizer::from_json(
-        &std::fs::read(data().join("delta48m/tokenizer.json")).unwrap(),
-        None,
-    )
-    .unwrap();
-    let prose = std::fs::read_to_string(data().join("delta48m/heldout.txt")).unwrap();
-    let ids = &tokenizer.encode(&prose[..8000], false).unwrap()[..513];
-    let mut runner = runner(&model);
-    let mut sequence = runner.create().unwrap();
     // Half by one prefill, half by windows of five, so that both paths are in the sum.
-    let mut logits =
-        runner.prefill(&mut sequence, &ids[..257], 1 << 20, WantLogits::All).unwrap().logits.clone();
-    for tokens in ids[257..512].chunks(5) {
-        logits.extend(window(&mut runner, &mut sequence, tokens));
-        runner.commit(&mut sequence, tokens.len()).unwrap();
-    }
-    let mut total = 0.0;
-    for (row, &id) in logits.chunks_exact(model.spec.vocab).zip(&ids[1..]) {
-        let max = row.iter().fold(f32::MIN, |m, &x| m.max(x)) as f64;
-        let sum: f64 = row.iter().map(|&x| (x as f64 - max).exp()).sum();
-        total += max + sum.ln() - row[id as usize] as f64;
-    }
-    let loss = total / 512.0;
+    let loss = loss(&mut runner(&model), &prose(512), 257);
     assert!((loss - expected).abs() < 1e-4, "{loss} for {expected}");
+}
+
+/// The first tokens of held-out prose, and one more.
+fn prose(count: usize) -> Vec<u32> {
+    let tokenizer = std::fs::read(data().join("delta48m/tokenizer.json")).unwrap();
+    let tokenizer = millpond::text::Tokenizer::from_json(&tokenizer, None).unwrap();
+    let prose = std::fs::read_to_string(data().join("delta48m/heldout.txt")).unwrap();
+    let prose: String = prose.chars().take(16 * count).collect();
+    tokenizer.encode(&prose, false).unwrap()[..count + 1].to_vec()
+}
+
+/// Mean loss of all tokens but the first: `prefill` of them in one pass, the others in windows of five.
+fn loss(runner: &mut Runner, ids: &[u32], prefill: usize) -> f64 {
+    let (vocab, count) = (runner.spec().vocab, ids.len() - 1);
+    let mut sequence = runner.create().unwrap();
+    let mut total = 0.0;
+    let mut add = |logits: &[f32], ids: &[u32]| {
+        for (row, &id) in logits.chunks_exact(vocab).zip(ids) {
+            let max = row.iter().fold(f32::MIN, |m, &x| m.max(x)) as f64;
+            let sum: f64 = row.iter().map(|&x| (x as f64 - max).exp()).sum();
+            total += max + sum.ln() - row[id as usize] as f64;
+        }
+    };
+    let first = runner.prefill(&mut sequence, &ids[..prefill], 1 << 20, WantLogits::All).unwrap();
+    add(&first.logits, &ids[1..]);
+    for at in (prefill..count).step_by(5) {
+        let rows = at..(at + 5).min(count);
+        add(&window(runner, &mut sequence, &ids[rows.clone()]), &ids[rows.start + 1..]);
+        runner.commit(&mut sequence, rows.len()).unwrap();
+    }
+    runner.release(sequence);
+    total / count as f64
+}
+
+/// A state of 16 bits, folded into from the first token on, does not show in the loss. `--nocapture` prints it.
+#[test]
+fn a_state_of_16_bits_does_not_show_in_the_loss_of_held_out_prose() {
+    let (model, ids) = (model(), prose(256));
+    let of = |state_type: StateType, fold_interval: usize| {
+        let options =
+            BufferOptions { stateless_below: Some(0), state_type, fold_interval, ..BufferOptions::default() };
+        loss(&mut runner_with(&model, options), &ids, 64)
+    };
+    let exact = of(StateType::F32, 16);
+    let (each, buffered) = (of(StateType::Bf16, 1), of(StateType::Bf16, 16));
+    println!(
+        "loss with a state in f32 {exact:.5}, in bf16 rounded once in 16 tokens {buffered:.5}, at each {each:.5}"
+    );
+    assert!((buffered - exact).abs() < 2e-3, "{buffered} for {exact}");
+    assert!((each - exact).abs() < 1e-2, "{each} for {exact}");
 }

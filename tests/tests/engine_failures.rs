@@ -15,6 +15,7 @@ fn faulty_engine() -> Engine {
     let (model, options) = (golden_model("qwen35-dense"), options());
     let cpu = CpuOptions {
         kv_type: options.kv_type,
+        state_type: options.buffer.state_type,
         max_window: options.buffer.max_window,
         fold_interval: options.buffer.fold_interval,
         arithmetic: options.arithmetic,

@@ -7,7 +7,7 @@ use millpond::backend::{Backend, BackendError, MtpSegment, Outputs, Segment, Slo
 use millpond::runner::BufferOptions;
 use millpond::state::PassKind;
 use millpond::state::layout::{PAGE_POSITIONS, StateLayout};
-use millpond::state::memory::{KvType, MemoryUsage, SequenceMemory};
+use millpond::state::memory::{KvType, MemoryUsage, SequenceMemory, StateType};
 use millpond::weights::{LinearWeights, MixerWeights, ModelWeights};
 use millpond_models::{LinearSpec, ModelSpec};
 
@@ -351,7 +351,10 @@ fn check_shapes(layout: &StateLayout, options: &CudaOptions) -> Result<(), Backe
             });
         }
     }
-    let BufferOptions { fold_interval, stateless_below, max_window } = options.buffer;
+    let BufferOptions { fold_interval, stateless_below, max_window, state_type } = options.buffer;
+    if state_type != StateType::F32 {
+        return Err(BackendError::Device(format!("a state in {state_type} is not supported")));
+    }
     let stateless = stateless_below.unwrap_or_else(|| layout.break_even());
     // A log is longest just before its first fold, with one window confirmed beyond it and one pending.
     let found = stateless.saturating_add(fold_interval).saturating_add(2 * max_window);

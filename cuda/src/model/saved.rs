@@ -5,7 +5,7 @@ use millpond::backend::{BackendError, Slot};
 use millpond::state::PassPlan;
 use millpond::state::arena::Arena;
 use millpond::state::layout::{LinearLayout, PAGE_POSITIONS};
-use millpond::state::memory::{KvPage, KvType, LayerLog, SequenceMemory};
+use millpond::state::memory::{BaseState, KvPage, KvType, SequenceMemory};
 use millpond_simd::LANES;
 
 use super::sequences::Sequences;
@@ -98,22 +98,24 @@ pub(super) fn export(
 ) -> Result<SequenceMemory, BackendError> {
     let sequence = sequences.get(slot)?;
     if let Some(restored) = &sequence.restored {
-        return Ok((**restored).clone());
+        return Ok(restored.fork()?);
     }
     let layout = &sequences.layout;
-    let mut memory = SequenceMemory::new(layout, kv_type, max_window);
+    let mut memory = SequenceMemory::new(layout, kv_type, max_window)?;
     let entries = sequence.position.saturating_sub(sequence.base);
     let mut base = match sequence.base {
         0 => None,
         _ => Some(Arena::zeroed(layout.base_len, "recurrent state")?),
     };
+    memory.resize_logs(layout, entries, 0)?;
+    let conv_rows = memory.rings.rows();
     for (index, layer) in sequences.linear.iter().enumerate() {
         let map = Map::new(&layout.linear[index], layer);
         if let Some(base) = &mut base {
             let (from, to) = (read(layer, SlotPart::Base, slot.0)?, base.values_mut());
             map.base(|saved, device| to[saved] = from[device]);
         }
-        let mut log = LayerLog::new(map.layout, entries);
+        let log = memory.logs.layer_mut(&layout.linear, index);
         let [keys, scales, deltas, gates] =
             [SlotPart::Keys, SlotPart::KeyScales, SlotPart::Deltas, SlotPart::Gates]
                 .map(|part| read(layer, part, slot.0));
@@ -127,17 +129,17 @@ pub(super) fn export(
             map.deltas(entries, entry, position, |saved, device| log.deltas[saved] = deltas[device]);
             map.gates(entries, entry, position, |saved, device| log.gates[saved] = gates[device]);
         }
-        memory.logs[index] = log;
         let channels = map.layout.spec.conv_channels();
         let ring = read(layer, SlotPart::Convolution, slot.0)?;
-        let kept = layer.conv_rows().min(memory.conv_rows);
+        let kept = layer.conv_rows().min(conv_rows);
+        let own = memory.rings.layer_mut(&layout.linear, index);
         for position in sequence.position.saturating_sub(kept)..sequence.position {
             let from = position % layer.conv_rows() * channels;
-            let to = position % memory.conv_rows * channels;
-            memory.conv[index][to..to + channels].copy_from_slice(&ring[from..from + channels]);
+            let to = position % conv_rows * channels;
+            own[to..to + channels].copy_from_slice(&ring[from..from + channels]);
         }
     }
-    memory.base = base.map(std::sync::Arc::new);
+    memory.base = base.map(|base| std::sync::Arc::new(BaseState::F32(base)));
     for &page in sequence.pages.iter().take(sequence.position.div_ceil(PAGE_POSITIONS)) {
         let mut copy = KvPage::new(kv_type, layout.page_len);
         match &mut copy {
@@ -162,11 +164,13 @@ pub(super) fn place(
 ) -> Result<(), BackendError> {
     let Some(memory) = sequences.get_mut(slot)?.restored.take() else { return Ok(()) };
     check(sequences, &memory, plan, kv_type)?;
+    let base = memory.base.as_ref().map(|base| base.part(0..sequences.layout.base_len).to_f32());
+    let (layout, conv_rows) = (sequences.layout.clone(), memory.rings.rows());
     for (index, layer) in sequences.linear.iter_mut().enumerate() {
         let map = Map::new(&sequences.layout.linear[index], layer);
-        if let Some(base) = &memory.base {
+        if let Some(base) = &base {
             let mut to = vec![0.0_f32; layer.slot_bytes(SlotPart::Base) / 4];
-            map.base(|saved, device| to[device] = base.values()[saved]);
+            map.base(|saved, device| to[device] = base[saved]);
             layer.write_slot(SlotPart::Base, slot.0, &to).map_err(mixer_failed)?;
         }
         let zeros = |part| vec![0.0_f32; layer.slot_bytes(part) / 4];
@@ -174,7 +178,7 @@ pub(super) fn place(
         let mut gates = zeros(SlotPart::Gates);
         // Saved keys are normalised.
         let scales = vec![1.0_f32; layer.slot_bytes(SlotPart::KeyScales) / 4];
-        let log = &memory.logs[index];
+        let log = memory.logs.layer(&layout.linear, index);
         for entry in 0..plan.log {
             let position = plan.start - plan.log + entry;
             map.keys(log.capacity, entry, position, |saved, device| keys[device] = log.keys[saved]);
@@ -183,11 +187,12 @@ pub(super) fn place(
         }
         let channels = map.layout.spec.conv_channels();
         let mut ring = zeros(SlotPart::Convolution);
-        let kept = layer.conv_rows().min(memory.conv_rows);
+        let kept = layer.conv_rows().min(conv_rows);
+        let own = memory.rings.layer(&layout.linear, index);
         for position in plan.start.saturating_sub(kept)..plan.start {
-            let from = position % memory.conv_rows * channels;
+            let from = position % conv_rows * channels;
             let to = position % layer.conv_rows() * channels;
-            ring[to..to + channels].copy_from_slice(&memory.conv[index][from..from + channels]);
+            ring[to..to + channels].copy_from_slice(&own[from..from + channels]);
         }
         for (part, values) in [
             (SlotPart::Keys, &keys),
@@ -220,8 +225,8 @@ fn check(
 ) -> Result<(), BackendError> {
     let layout = &sequences.layout;
     let pages = if layout.page_len == 0 { 0 } else { plan.start.div_ceil(PAGE_POSITIONS) };
-    let layers = memory.logs.len() == layout.linear.len() && memory.conv.len() == layout.linear.len();
-    let logs = memory.logs.iter().all(|log| log.capacity >= plan.log);
+    let layers = memory.logs.fit(&layout.linear) && memory.rings.fit(&layout.linear);
+    let logs = memory.logs.capacity() >= plan.log;
     let entries = sequences.linear.iter().all(|layer| layer.log_capacity() >= plan.log);
     let base = memory.base.is_some() || !plan.has_base;
     let kv = memory.kv_type == kv_type && memory.pages.len() >= pages;

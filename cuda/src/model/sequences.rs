@@ -132,7 +132,7 @@ impl Sequences {
             pages: parent.pages.clone(),
             position: parent.position,
             base: parent.base,
-            restored: parent.restored.clone(),
+            restored: parent.restored.as_ref().map(|memory| memory.fork().map(Box::new)).transpose()?,
         };
         let (pages, on_device) = (copy.pages.clone(), copy.restored.is_none());
         let fork = self.create(copy)?;

@@ -68,6 +68,7 @@ impl DraftModel {
         let buffer = buffer(options);
         let cpu = CpuOptions {
             kv_type: options.kv_type,
+            state_type: buffer.state_type,
             max_window: buffer.max_window,
             fold_interval: buffer.fold_interval,
             arithmetic: options.arithmetic,

@@ -61,7 +61,7 @@ use worker::Worker;
 
 pub use crate::backend::cpu::Arithmetic;
 pub use crate::runner::BufferOptions;
-pub use crate::state::memory::KvType;
+pub use crate::state::memory::{KvType, StateType, UnknownStateType};
 pub use generation::{Generation, RecvError};
 pub use handle::EngineHandle;
 pub use millpond_simd::Isa;
@@ -141,6 +141,7 @@ impl Engine {
         let kernels = Kernels::for_isa(isa).ok_or(EngineError::Isa(isa))?;
         let cpu = CpuOptions {
             kv_type: options.kv_type,
+            state_type: options.buffer.state_type,
             max_window: options.buffer.max_window,
             fold_interval: options.buffer.fold_interval,
             arithmetic: options.arithmetic,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! header   64 bytes   magic, byte order, version, fingerprint of the model, tokens, length of the body, checksum
-//! numbers   9 * u64   see `Numbers`
+//! numbers  10 * u64   see `Numbers`
 //! tokens   u32 each
 //! arrays              as `SequenceImage` writes them
 //! trail    f32        hidden states that the prediction head has not read
@@ -18,13 +18,13 @@ use std::path::{Path, PathBuf};
 use zerocopy::IntoBytes;
 
 use super::drafts::Trail;
-use crate::state::memory::KvType;
+use crate::state::memory::{KvType, StateType};
 use crate::state::snapshot::{ImageError, ImageShape, SequenceImage, Sink, Source};
 use crate::state::{FoldPolicy, StateLayout};
 
 const MAGIC: [u8; 8] = *b"MILLPOND";
 const BYTE_ORDER: u32 = 0x0A0B_0C0D;
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = 64;
 const EXTENSION: &str = "session";
 /// Bytes between checks and copies: large enough that calls do not count.
@@ -187,7 +187,7 @@ struct Numbers {
     layout: u64,
 }
 
-const NUMBERS: usize = 9;
+const NUMBERS: usize = 10;
 
 impl Numbers {
     fn encode(&self) -> [u64; NUMBERS] {
@@ -206,6 +206,7 @@ impl Numbers {
             self.trail_filled as u64,
             self.trail_values as u64,
             self.layout,
+            shape.state_type.bytes() as u64,
         ]
     }
 
@@ -217,12 +218,18 @@ impl Numbers {
             4 => KvType::F32,
             _ => return None,
         };
+        let state_type = match words[9] {
+            2 => StateType::Bf16,
+            4 => StateType::F32,
+            _ => return None,
+        };
         let shape = ImageShape {
             position: size(0)?,
             base: size(1)?,
             reach_back: size(2)?,
             conv_rows: size(3)?,
             kv_type,
+            state_type,
         };
         let prefilled = match words[5] {
             0 => false,
@@ -241,9 +248,11 @@ impl Numbers {
     }
 }
 
-/// Tells layouts apart that a fingerprint of the weights does not.
+/// Tells layouts apart that a fingerprint of the weights does not. The type of the state is not part of it: a file says
+/// its own, and is converted.
 fn layout_hash(layout: &StateLayout) -> u64 {
     let mut checksum = Checksum::new();
+    let layout = layout.clone().with_state_type(StateType::F32);
     checksum.add(format!("{layout:?}").as_bytes());
     checksum.value()
 }

@@ -3,7 +3,7 @@
 use millpond_models::{AttentionSpec, LinearSpec, MixerSpec, ModelSpec};
 use millpond_simd::LANES;
 
-use super::memory::KvType;
+use super::memory::{KvType, StateType};
 
 /// Positions in a page of the attention cache.
 pub const PAGE_POSITIONS: usize = 64;
@@ -100,12 +100,14 @@ pub struct StateLayout {
     pub mtp: Option<usize>,
     /// Values of a base arena.
     pub base_len: usize,
+    /// What they are kept in.
+    pub state_type: StateType,
     /// Values of a page of the attention cache.
     pub page_len: usize,
 }
 
 impl StateLayout {
-    /// The layout of a model's sequences.
+    /// The layout of a model's sequences, with states in single precision.
     pub fn new(spec: &ModelSpec) -> StateLayout {
         let mut layout = StateLayout {
             linear: Vec::new(),
@@ -113,6 +115,7 @@ impl StateLayout {
             slots: Vec::new(),
             mtp: None,
             base_len: 0,
+            state_type: StateType::F32,
             page_len: 0,
         };
         for layer in &spec.layers {
@@ -125,6 +128,12 @@ impl StateLayout {
             layout.mtp = Some(index);
         }
         layout
+    }
+
+    /// The same with states kept in `state_type`.
+    #[must_use]
+    pub fn with_state_type(self, state_type: StateType) -> StateLayout {
+        StateLayout { state_type, ..self }
     }
 
     fn add(&mut self, mixer: &MixerSpec) -> MixerSlot {
@@ -148,7 +157,7 @@ impl StateLayout {
 
     /// Bytes of a sequence's full recurrent state.
     pub fn state_bytes(&self) -> usize {
-        self.base_len * 4
+        self.base_len * self.state_type.bytes()
     }
 
     /// Bytes one token adds to the log, over all layers.

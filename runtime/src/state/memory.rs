@@ -2,14 +2,18 @@
 //!
 //! Copies are cheap: the base and the pages are shared by reference and copied when one of the sharers writes.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use aligned_vec::{AVec, ConstAlign};
-use half::f16;
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use millpond_simd::linear::{State, StateMut};
+use zerocopy::IntoBytes;
 
 use super::arena::{AllocationError, Arena};
-use super::layout::{LinearLayout, PAGE_POSITIONS, StateLayout};
+use super::layout::{PAGE_POSITIONS, StateLayout};
+use super::logs::{Logs, Rings};
 
 /// A 64-byte aligned vector, so that vectors never straddle cache lines.
 pub type Aligned<T> = AVec<T, ConstAlign<64>>;
@@ -19,64 +23,6 @@ pub fn zeroed<T: Default + Clone>(len: usize) -> Aligned<T> {
     let mut vector = Aligned::new(64);
     vector.resize(len, T::default());
     vector
-}
-
-/// The log of one linear layer, for `capacity` entries. Value heads come in the order of the key heads they read.
-#[derive(Clone, Debug)]
-pub struct LayerLog {
-    /// Entries there is room for.
-    pub capacity: usize,
-    /// `[key_heads][capacity][key_dim]`, normalised keys.
-    pub keys: Aligned<f32>,
-    /// `[value_heads][groups][capacity][group lanes]`.
-    pub deltas: Aligned<f32>,
-    /// `[value_heads][capacity]`, log decays.
-    pub gates: Aligned<f32>,
-}
-
-impl LayerLog {
-    /// An empty log.
-    pub fn new(layout: &LinearLayout, capacity: usize) -> LayerLog {
-        LayerLog {
-            capacity,
-            keys: zeroed(layout.spec.key_heads * capacity * layout.spec.key_dim),
-            deltas: zeroed(layout.total_groups() * capacity * layout.group_lanes()),
-            gates: zeroed(layout.spec.value_heads * capacity),
-        }
-    }
-
-    /// Copies `count` entries of `from`, starting at `first`, to the front of this log.
-    pub fn copy_entries(&mut self, from: &LayerLog, layout: &LinearLayout, first: usize, count: usize) {
-        let copy = |to: &mut [f32], source: &[f32], width: usize| {
-            let blocks = to.chunks_exact_mut(self.capacity.max(1) * width);
-            for (to, source) in blocks.zip(source.chunks_exact(from.capacity.max(1) * width)) {
-                to[..count * width].copy_from_slice(&source[first * width..(first + count) * width]);
-            }
-        };
-        copy(&mut self.keys, &from.keys, layout.spec.key_dim);
-        copy(&mut self.deltas, &from.deltas, layout.group_lanes());
-        copy(&mut self.gates, &from.gates, 1);
-    }
-
-    /// Drops the first `first` entries and moves the next `count` to the front.
-    pub fn drop_front(&mut self, layout: &LinearLayout, first: usize, count: usize) {
-        if first == 0 || count == 0 {
-            return;
-        }
-        let shift = |values: &mut [f32], width: usize| {
-            for block in values.chunks_exact_mut(self.capacity * width) {
-                block.copy_within(first * width..(first + count) * width, 0);
-            }
-        };
-        shift(&mut self.keys, layout.spec.key_dim);
-        shift(&mut self.deltas, layout.group_lanes());
-        shift(&mut self.gates, 1);
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        (self.keys.len() + self.deltas.len() + self.gates.len()) * 4
-    }
 }
 
 /// Keys and values of [`PAGE_POSITIONS`] positions in every attention layer, laid out as
@@ -167,17 +113,165 @@ fn write_q8(values: &[f32; Q8_VALUES], block: &mut [u8; Q8_BYTES]) {
     }
 }
 
+/// What the base state is kept in. Logs and all arithmetic are in single precision either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum StateType {
+    /// Single precision.
+    #[default]
+    F32,
+    /// `bf16`: half the memory and half the traffic, rounded to nearest once a fold.
+    Bf16,
+}
+
+impl StateType {
+    /// Bytes of a value.
+    pub fn bytes(self) -> usize {
+        match self {
+            StateType::F32 => 4,
+            StateType::Bf16 => 2,
+        }
+    }
+}
+
+/// A name that is no type of state.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is no type of state; expected f32 or bf16")]
+pub struct UnknownStateType(String);
+
+impl std::str::FromStr for StateType {
+    type Err = UnknownStateType;
+
+    fn from_str(name: &str) -> Result<StateType, UnknownStateType> {
+        match name {
+            "f32" => Ok(StateType::F32),
+            "bf16" => Ok(StateType::Bf16),
+            _ => Err(UnknownStateType(name.to_owned())),
+        }
+    }
+}
+
+impl std::fmt::Display for StateType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            StateType::F32 => "f32",
+            StateType::Bf16 => "bf16",
+        })
+    }
+}
+
+/// The base state of all linear layers.
+#[derive(Debug)]
+pub enum BaseState {
+    /// Single precision.
+    F32(Arena<f32>),
+    /// Half of that.
+    Bf16(Arena<bf16>),
+}
+
+/// What memory of states is called in errors.
+const WHAT: &str = "recurrent state";
+
+impl BaseState {
+    /// A zero state of `len` values.
+    ///
+    /// # Errors
+    /// [`AllocationError`] when the system gives no memory.
+    pub fn zeroed(kind: StateType, len: usize) -> Result<BaseState, AllocationError> {
+        Ok(match kind {
+            StateType::F32 => BaseState::F32(Arena::zeroed(len, WHAT)?),
+            StateType::Bf16 => BaseState::Bf16(Arena::zeroed(len, WHAT)?),
+        })
+    }
+
+    /// A copy.
+    ///
+    /// # Errors
+    /// [`AllocationError`] when the system gives no memory.
+    pub fn duplicate(&self) -> Result<BaseState, AllocationError> {
+        Ok(match self {
+            BaseState::F32(values) => BaseState::F32(values.duplicate(WHAT)?),
+            BaseState::Bf16(values) => BaseState::Bf16(values.duplicate(WHAT)?),
+        })
+    }
+
+    /// What it is kept in.
+    pub fn kind(&self) -> StateType {
+        match self {
+            BaseState::F32(_) => StateType::F32,
+            BaseState::Bf16(_) => StateType::Bf16,
+        }
+    }
+
+    /// Some of its values.
+    pub fn part(&self, range: Range<usize>) -> State<'_> {
+        match self {
+            BaseState::F32(values) => State::F32(&values.values()[range]),
+            BaseState::Bf16(values) => State::Bf16(&values.values()[range]),
+        }
+    }
+
+    /// Some of its values, writable.
+    pub fn part_mut(&mut self, range: Range<usize>) -> StateMut<'_> {
+        match self {
+            BaseState::F32(values) => StateMut::F32(&mut values.values_mut()[range]),
+            BaseState::Bf16(values) => StateMut::Bf16(&mut values.values_mut()[range]),
+        }
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match self {
+            BaseState::F32(values) => values.bytes(),
+            BaseState::Bf16(values) => values.bytes(),
+        }
+    }
+
+    /// The bytes, in this machine's order.
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            BaseState::F32(values) => values.values().as_bytes(),
+            BaseState::Bf16(values) => values.values().as_bytes(),
+        }
+    }
+
+    /// The bytes, writable.
+    pub fn as_bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            BaseState::F32(values) => values.values_mut().as_mut_bytes(),
+            BaseState::Bf16(values) => values.values_mut().as_mut_bytes(),
+        }
+    }
+
+    /// The same values kept in `kind`: widened exactly, or rounded to nearest.
+    ///
+    /// # Errors
+    /// [`AllocationError`] when the system gives no memory.
+    pub fn converted(self, kind: StateType) -> Result<BaseState, AllocationError> {
+        match (self, kind) {
+            (BaseState::F32(from), StateType::Bf16) => {
+                let mut to = Arena::zeroed(from.values().len(), WHAT)?;
+                to.values_mut().convert_from_f32_slice(from.values());
+                Ok(BaseState::Bf16(to))
+            }
+            (BaseState::Bf16(from), StateType::F32) => {
+                let mut to = Arena::zeroed(from.values().len(), WHAT)?;
+                from.values().convert_to_f32_slice(to.values_mut());
+                Ok(BaseState::F32(to))
+            }
+            (same, _) => Ok(same),
+        }
+    }
+}
+
 /// Everything one sequence holds.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct SequenceMemory {
     /// The base state of all linear layers; absent while it is zero.
-    pub base: Option<Arc<Arena>>,
-    /// One log per linear layer, all of one capacity.
-    pub logs: Vec<LayerLog>,
-    /// One ring of convolution inputs per linear layer, `[conv_rows][channels]`, row `position % conv_rows`.
-    pub conv: Vec<Aligned<f32>>,
-    /// Rows of a convolution ring.
-    pub conv_rows: usize,
+    pub base: Option<Arc<BaseState>>,
+    /// One log per linear layer.
+    pub logs: Logs,
+    /// Convolution inputs of the linear layers.
+    pub rings: Rings,
     /// Pages of the attention cache, in order.
     pub pages: Vec<Arc<KvPage>>,
     /// Precision of new pages.
@@ -186,43 +280,67 @@ pub struct SequenceMemory {
 
 impl SequenceMemory {
     /// The memory of an empty sequence whose windows have at most `max_window` rows.
-    pub fn new(layout: &StateLayout, kv_type: KvType, max_window: usize) -> SequenceMemory {
+    ///
+    /// # Errors
+    /// [`AllocationError`] when the system gives no memory.
+    pub fn new(
+        layout: &StateLayout,
+        kv_type: KvType,
+        max_window: usize,
+    ) -> Result<SequenceMemory, AllocationError> {
         let taps = layout.linear.iter().map(|layer| layer.spec.conv_width).max().unwrap_or(1);
-        let conv_rows = taps - 1 + max_window;
-        SequenceMemory {
+        Ok(SequenceMemory {
             base: None,
-            logs: layout.linear.iter().map(|layer| LayerLog::new(layer, 0)).collect(),
-            conv: layout.linear.iter().map(|layer| zeroed(conv_rows * layer.spec.conv_channels())).collect(),
-            conv_rows,
+            logs: Logs::new(&layout.linear, 0)?,
+            rings: Rings::new(layout, taps - 1 + max_window)?,
             pages: Vec::new(),
             kv_type,
-        }
+        })
     }
 
-    /// Entries each log has room for.
-    pub fn log_capacity(&self) -> usize {
-        self.logs.first().map_or(0, |log| log.capacity)
+    /// A copy that shares the base and the pages.
+    ///
+    /// # Errors
+    /// [`AllocationError`] when the system gives no memory.
+    pub fn fork(&self) -> Result<SequenceMemory, AllocationError> {
+        Ok(SequenceMemory {
+            base: self.base.clone(),
+            logs: self.logs.duplicate()?,
+            rings: self.rings.duplicate()?,
+            pages: self.pages.clone(),
+            kv_type: self.kv_type,
+        })
     }
 
     /// Gives every log room for exactly `capacity` entries, keeping the first `live`.
-    pub fn resize_logs(&mut self, layout: &StateLayout, capacity: usize, live: usize) {
-        for (log, layer) in self.logs.iter_mut().zip(&layout.linear) {
-            let mut resized = LayerLog::new(layer, capacity);
-            resized.copy_entries(log, layer, 0, live);
-            *log = resized;
+    ///
+    /// # Errors
+    /// [`AllocationError`] when the system gives no memory; nothing changes then.
+    pub fn resize_logs(
+        &mut self,
+        layout: &StateLayout,
+        capacity: usize,
+        live: usize,
+    ) -> Result<(), AllocationError> {
+        let mut resized = Logs::new(&layout.linear, capacity)?;
+        for (index, layer) in layout.linear.iter().enumerate() {
+            let old = self.logs.layer(&layout.linear, index);
+            resized.layer_mut(&layout.linear, index).copy_entries(old, layer, 0, live);
         }
+        self.logs = resized;
+        Ok(())
     }
 
     /// The base, writable: allocated as zeros where there is none, copied where it is shared.
     ///
     /// # Errors
     /// [`AllocationError`] when the system gives no memory.
-    pub fn base_mut(&mut self, layout: &StateLayout) -> Result<&mut Arena, AllocationError> {
+    pub fn base_mut(&mut self, layout: &StateLayout) -> Result<&mut BaseState, AllocationError> {
         let unshared = self.base.as_mut().is_some_and(|base| Arc::get_mut(base).is_some());
         if !unshared {
             let own = match &self.base {
-                None => Arena::zeroed(layout.base_len, "recurrent state")?,
-                Some(shared) => shared.duplicate("recurrent state")?,
+                None => BaseState::zeroed(layout.state_type, layout.base_len)?,
+                Some(shared) => shared.duplicate()?,
             };
             self.base = Some(Arc::new(own));
         }
@@ -252,8 +370,8 @@ impl SequenceMemory {
     pub fn usage(&self) -> MemoryUsage {
         MemoryUsage {
             base: self.base.as_ref().map_or(0, |base| base.bytes()),
-            log: self.logs.iter().map(LayerLog::bytes).sum(),
-            conv: self.conv.iter().map(|ring| ring.len() * 4).sum(),
+            log: self.logs.bytes(),
+            conv: self.rings.bytes(),
             kv: self.pages.iter().map(|page| page.bytes()).sum(),
         }
     }

@@ -6,6 +6,7 @@
 pub mod arena;
 pub mod cursor;
 pub mod layout;
+pub mod logs;
 pub mod memory;
 pub mod snapshot;
 

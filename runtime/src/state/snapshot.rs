@@ -5,13 +5,16 @@ use std::sync::Arc;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::arena::{AllocationError, Arena};
+use super::arena::AllocationError;
 use super::cursor::{Cursor, FoldPolicy};
 use super::layout::{PAGE_POSITIONS, StateLayout};
-use super::memory::{Aligned, KvPage, KvType, LayerLog, Q8_BYTES, Q8_VALUES, SequenceMemory, zeroed};
+use super::logs::Logs;
+use super::memory::{
+    Aligned, BaseState, KvPage, KvType, Q8_BYTES, Q8_VALUES, SequenceMemory, StateType, zeroed,
+};
 
 /// A sequence without pending rows, and where it stands.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct SequenceImage {
     /// What it holds.
     pub memory: SequenceMemory,
@@ -32,6 +35,8 @@ pub struct ImageShape {
     pub conv_rows: usize,
     /// Precision of the attention pages.
     pub kv_type: KvType,
+    /// Precision of the base state.
+    pub state_type: StateType,
 }
 
 /// Where the bytes of an image go.
@@ -64,14 +69,23 @@ pub enum ImageError {
 }
 
 impl SequenceImage {
+    /// A copy that shares the base and the pages.
+    ///
+    /// # Errors
+    /// [`AllocationError`] when the system gives no memory.
+    pub fn fork(&self) -> Result<SequenceImage, AllocationError> {
+        Ok(SequenceImage { memory: self.memory.fork()?, cursor: self.cursor.clone() })
+    }
+
     /// The numbers that [`SequenceImage::read`] needs.
     pub fn shape(&self) -> ImageShape {
         ImageShape {
             position: self.cursor.position(),
             base: self.cursor.base(),
             reach_back: self.cursor.reach_back(),
-            conv_rows: self.memory.conv_rows,
+            conv_rows: self.memory.rings.rows(),
             kv_type: self.memory.kv_type,
+            state_type: self.memory.base.as_ref().map_or(StateType::F32, |base| base.kind()),
         }
     }
 
@@ -82,17 +96,20 @@ impl SequenceImage {
     pub fn write(&self, layout: &StateLayout, sink: &mut dyn Sink) -> io::Result<()> {
         let shape = self.shape();
         if let Some(base) = self.memory.base.as_ref().filter(|_| shape.base > 0) {
-            sink.put(base.values().as_bytes())?;
+            sink.put(base.as_bytes())?;
         }
-        for (log, layer) in self.memory.logs.iter().zip(&layout.linear) {
-            let mut tight = LayerLog::new(layer, shape.log());
-            tight.copy_entries(log, layer, 0, shape.log());
-            for values in [&tight.keys, &tight.deltas, &tight.gates] {
-                sink.put(values.as_bytes())?;
+        for (index, layer) in layout.linear.iter().enumerate() {
+            let log = self.memory.logs.layer(&layout.linear, index);
+            let widths = [layer.spec.key_dim, layer.group_lanes(), layer.spec.decay_width()];
+            for (values, width) in [log.keys, log.deltas, log.gates].into_iter().zip(widths) {
+                for block in values.chunks_exact((log.capacity * width).max(1)) {
+                    sink.put(block[..shape.log() * width].as_bytes())?;
+                }
             }
         }
-        for (ring, layer) in self.memory.conv.iter().zip(&layout.linear) {
-            let channels = layer.spec.conv_channels();
+        for (index, layer) in layout.linear.iter().enumerate() {
+            let (ring, channels) =
+                (self.memory.rings.layer(&layout.linear, index), layer.spec.conv_channels());
             for row in shape.ring_rows() {
                 let at = row % shape.conv_rows * channels;
                 sink.put(ring[at..at + channels].as_bytes())?;
@@ -109,7 +126,7 @@ impl SequenceImage {
     }
 
     /// Reads what [`SequenceImage::write`] wrote, to go on under `policy`. The convolution rings get room for its
-    /// windows, whatever they had. The caller has checked [`ImageShape::is_sound`] and compared [`ImageShape::bytes`] with the bytes there are, so that nothing is allocated in vain.
+    /// windows, whatever they had, and the base becomes what the layout says. The caller has checked [`ImageShape::is_sound`] and compared [`ImageShape::bytes`] with the bytes there are, so that nothing is allocated in vain.
     ///
     /// # Errors
     /// [`ImageError`] from `source` or for want of memory.
@@ -119,21 +136,27 @@ impl SequenceImage {
         policy: FoldPolicy,
         source: &mut dyn Source,
     ) -> Result<SequenceImage, ImageError> {
-        let mut memory = SequenceMemory::new(layout, shape.kv_type, policy.window);
+        let mut memory = SequenceMemory::new(layout, shape.kv_type, policy.window)?;
         if shape.base > 0 {
-            let mut base = Arena::zeroed(layout.base_len, "recurrent state")?;
-            source.take(base.values_mut().as_mut_bytes())?;
-            memory.base = Some(Arc::new(base));
+            let mut base = BaseState::zeroed(shape.state_type, layout.base_len)?;
+            source.take(base.as_bytes_mut())?;
+            memory.base = Some(Arc::new(base.converted(layout.state_type)?));
         }
-        for (log, layer) in memory.logs.iter_mut().zip(&layout.linear) {
-            *log = LayerLog::new(layer, shape.log());
-            for values in [&mut log.keys, &mut log.deltas, &mut log.gates] {
-                source.take(values.as_mut_bytes())?;
+        memory.logs = Logs::new(&layout.linear, shape.log())?;
+        for (index, layer) in layout.linear.iter().enumerate() {
+            let log = memory.logs.layer_mut(&layout.linear, index);
+            let widths = [layer.spec.key_dim, layer.group_lanes(), layer.spec.decay_width()];
+            for (values, width) in [log.keys, log.deltas, log.gates].into_iter().zip(widths) {
+                // In the pieces in which they were written: checksums tell pieces apart.
+                for block in values.chunks_exact_mut((log.capacity * width).max(1)) {
+                    source.take(block.as_mut_bytes())?;
+                }
             }
         }
-        let conv_rows = memory.conv_rows;
-        for (ring, layer) in memory.conv.iter_mut().zip(&layout.linear) {
+        let conv_rows = memory.rings.rows();
+        for (index, layer) in layout.linear.iter().enumerate() {
             let channels = layer.spec.conv_channels();
+            let ring = memory.rings.layer_mut(&layout.linear, index);
             for row in shape.ring_rows() {
                 // Later rows of the file take the place of earlier ones where this ring is shorter.
                 let at = row % conv_rows * channels;
@@ -188,12 +211,13 @@ impl ImageShape {
 
     /// Bytes of the arrays; `None` when that overflows.
     pub fn bytes(&self, layout: &StateLayout) -> Option<usize> {
-        let base = if self.base > 0 { layout.state_bytes() } else { 0 };
+        let base = if self.base > 0 { layout.base_len.checked_mul(self.state_type.bytes())? } else { 0 };
         let mut values: usize = 0;
         for layer in &layout.linear {
             let spec = &layer.spec;
-            let entry =
-                spec.key_heads * spec.key_dim + layer.total_groups() * layer.group_lanes() + spec.value_heads;
+            let entry = spec.key_heads * spec.key_dim
+                + layer.total_groups() * layer.group_lanes()
+                + spec.value_heads * spec.decay_width();
             let ring = self.ring_rows().len().checked_mul(spec.conv_channels())?;
             values = values.checked_add(self.log().checked_mul(entry)?)?.checked_add(ring)?;
         }

@@ -5,6 +5,7 @@ use std::io::Write;
 
 use clap::Args;
 use millpond::par::Team;
+use millpond::state::memory::StateType;
 use millpond_simd::{Isa, Kernels};
 use serde::Serialize;
 
@@ -210,7 +211,15 @@ fn with_buffer(
     budget: usize,
 ) -> anyhow::Result<Filled> {
     let before = resident();
-    let setup = Setup { shape, layers: shape.layers, batch: 1, interval, rows: tokens, part: Part::State };
+    let setup = Setup {
+        shape,
+        layers: shape.layers,
+        batch: 1,
+        interval,
+        rows: tokens,
+        part: Part::State,
+        state_type: StateType::F32,
+    };
     let mut all = Streams::new(kernels, setup)?;
     let usage = all.usage();
     let each = usage.base + usage.log;

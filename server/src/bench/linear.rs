@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Args;
 use millpond::par::Team;
+use millpond::state::memory::StateType;
 use millpond_simd::{Isa, Kernels};
 use serde::Serialize;
 
@@ -50,6 +51,9 @@ pub struct LinearArgs {
     /// Measure convolution, normalisation and gates too
     #[arg(long)]
     pub mixer: bool,
+    /// What buffered ways keep the state in, f32 or bf16; snapshots are in f32
+    #[arg(long, value_name = "TYPE", default_value_t = StateType::F32)]
+    pub state_type: StateType,
     /// Print JSON, one object a line
     #[arg(long)]
     pub json: bool,
@@ -156,8 +160,10 @@ pub struct Header {
     pub key_heads: usize,
     /// Value heads.
     pub value_heads: usize,
-    /// Bytes of one sequence's state in one layer.
+    /// Bytes of one sequence's state in one layer, in f32.
     pub state_bytes: usize,
+    /// What buffered ways keep it in.
+    pub state_type: String,
     /// Threads.
     pub threads: usize,
     /// Instruction-set level.
@@ -196,6 +202,7 @@ pub fn measure(
             key_heads: shape.key_heads,
             value_heads: shape.value_heads,
             state_bytes: spec.state_bytes(),
+            state_type: args.state_type.to_string(),
             threads: team.threads(),
             isa: isa.to_string(),
             cache_bytes: cache,
@@ -204,9 +211,11 @@ pub fn measure(
             rates: probe.measure(&team),
         }))?;
         for &batch in &args.batch {
-            let layers = (4 * cache).div_ceil(batch * spec.state_bytes());
+            let state_bytes = spec.state_bytes() / 4 * args.state_type.bytes();
+            let layers = (4 * cache).div_ceil(batch * state_bytes);
             let part = if args.mixer { Part::Mixer } else { Part::State };
-            let bench = Bench { kernels, team: &team, shape, layers, batch, part, rounds: args.rounds };
+            let (team, rounds, state_type) = (&team, args.rounds, args.state_type);
+            let bench = Bench { kernels, team, shape, layers, batch, part, state_type, rounds };
             for row in bench.run(&args.buffer, &args.verify, &mut probe)? {
                 report(Event::Row(&row))?;
             }
@@ -252,14 +261,16 @@ struct Bench<'a> {
     layers: usize,
     batch: usize,
     part: Part,
+    state_type: StateType,
     rounds: usize,
 }
 
 /// A stretch of steps: seconds and bytes of one layer's step.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Stretch {
     seconds: f64,
-    slowest: f64,
+    /// Seconds of each kind of step in a cycle.
+    places: Vec<f64>,
     traffic: Traffic,
 }
 
@@ -280,7 +291,7 @@ struct Buffered {
 impl Runs for Buffered {
     fn stretch(&mut self, bench: &Bench<'_>) -> anyhow::Result<Stretch> {
         let (mut time, mut traffic, mut steps) = (Duration::ZERO, Traffic::default(), 0);
-        // Steps of a cycle by place, so that the slowest place can be told from a slow moment.
+        // Steps of a cycle by place, so that the slowest place can be told from a slow moment over many rounds.
         let mut places = vec![Vec::new(); self.cycle];
         while steps == 0 || time < STRETCH {
             for place in &mut places {
@@ -294,9 +305,9 @@ impl Runs for Buffered {
             }
         }
         let each = (steps * bench.layers) as f64;
-        let slowest = places.into_iter().map(median).fold(0.0, f64::max) / bench.layers as f64;
+        let places = places.into_iter().map(|place| median(place) / bench.layers as f64).collect();
         let traffic = Traffic { read: traffic.read / steps as u64, written: traffic.written / steps as u64 };
-        Ok(Stretch { seconds: time.as_secs_f64() / each, slowest, traffic })
+        Ok(Stretch { seconds: time.as_secs_f64() / each, places, traffic })
     }
 }
 
@@ -320,7 +331,7 @@ impl Runs for BySnapshots {
         let (steps, layers) = (times.len() as u64, bench.layers as f64);
         Ok(Stretch {
             seconds: times.iter().sum::<f64>() / times.len() as f64 / layers,
-            slowest: times.iter().copied().fold(0.0, f64::max) / layers,
+            places: vec![median(times.iter().copied()) / layers],
             traffic: Traffic { read: traffic.read / steps, written: traffic.written / steps },
         })
     }
@@ -328,8 +339,8 @@ impl Runs for BySnapshots {
 
 impl Bench<'_> {
     fn buffered(&self, interval: usize, rows: usize, cycle: usize) -> anyhow::Result<Box<dyn Runs>> {
-        let Bench { shape, layers, batch, part, .. } = *self;
-        let setup = Setup { shape, layers, batch, interval, rows, part };
+        let Bench { shape, layers, batch, part, state_type, .. } = *self;
+        let setup = Setup { shape, layers, batch, interval, rows, part, state_type };
         let mut streams = Streams::new(self.kernels, setup)?;
         // From empty logs to the rhythm of later cycles.
         for round in 0..cycle {
@@ -345,16 +356,17 @@ impl Bench<'_> {
         for &interval in buffers.iter().filter(|&&interval| interval > 1) {
             let mut other = self.buffered(interval, 1, interval)?;
             let rounds = self.compare(probe, &mut *recurrence, &mut *other)?;
-            alone.extend(rounds.iter().map(|round| (round.0, round.1)));
+            alone.extend(rounds.iter().map(|round| (round.0, round.1.clone())));
             rows.push(self.row(Way::Buffered { interval }, Some(Way::Recurrence), &rounds));
         }
         if buffers.contains(&1) {
             if alone.is_empty() {
                 let mut again = self.buffered(1, 1, 4)?;
                 let rounds = self.compare(probe, &mut *recurrence, &mut *again)?;
-                alone.extend(rounds.iter().map(|round| (round.0, round.1)));
+                alone.extend(rounds.iter().map(|round| (round.0, round.1.clone())));
             }
-            let rounds: Vec<Round> = alone.into_iter().map(|(rates, one)| (rates, one, one)).collect();
+            let rounds: Vec<Round> =
+                alone.into_iter().map(|(rates, one)| (rates, one.clone(), one)).collect();
             rows.insert(0, self.row(Way::Recurrence, None, &rounds));
         }
         for &tokens in windows {
@@ -363,7 +375,8 @@ impl Bench<'_> {
             // The acceptance pattern and the folds both repeat after this many steps, or nearly so.
             let mut buffer = self.buffered(VERIFY_INTERVAL, tokens, 2 * VERIFY_INTERVAL)?;
             let rounds = self.compare(probe, &mut snapshots, &mut *buffer)?;
-            let swapped: Vec<Round> = rounds.iter().map(|&(rates, one, _)| (rates, one, one)).collect();
+            let swapped: Vec<Round> =
+                rounds.iter().map(|round| (round.0, round.1.clone(), round.1.clone())).collect();
             rows.push(self.row(Way::VerifySnapshots { tokens }, None, &swapped));
             let way = Way::VerifyBuffer { tokens };
             rows.push(self.row(way, Some(Way::VerifySnapshots { tokens }), &rounds));
@@ -398,7 +411,7 @@ impl Bench<'_> {
             layers: self.layers,
             way,
             us: own(|round| round.2.seconds) * 1e6,
-            slowest_us: own(|round| round.2.slowest) * 1e6,
+            slowest_us: slowest(rounds) * 1e6,
             bytes_read: traffic.read,
             bytes_written: traffic.written,
             gbs: own(|round| round.2.traffic.total() as f64 / round.2.seconds) / 1e9,
@@ -411,6 +424,13 @@ impl Bench<'_> {
             bound_ratio: compared(|round| round.0.bound(round.1.traffic) / round.0.bound(round.2.traffic)),
         }
     }
+}
+
+/// Seconds of the slowest kind of step in a cycle.
+fn slowest(rounds: &[Round]) -> f64 {
+    let kinds = rounds.first().map_or(0, |round| round.2.places.len());
+    let of = |kind: usize| median(rounds.iter().filter_map(|round| round.2.places.get(kind).copied()));
+    (0..kinds).map(of).fold(0.0, f64::max)
 }
 
 /// Rates, and the two ways that were compared.

@@ -15,6 +15,9 @@ use super::traffic::Traffic;
 /// Values one unit of work streams through: 1 MiB.
 const UNIT: usize = 1 << 18;
 
+/// Passes of a measurement.
+const PASSES: usize = 3;
+
 /// Prefetch distances to choose from, in vectors.
 const AHEAD: [usize; 4] = [0, 16, 64, 256];
 
@@ -80,8 +83,13 @@ impl Probe {
         Ok(probe)
     }
 
-    /// The rates now.
+    /// The rates now: medians of a few passes, since one takes only milliseconds.
     pub fn measure(&mut self, team: &Team) -> Rates {
+        let passes: [Rates; PASSES] = std::array::from_fn(|_| self.pass(team));
+        Rates::median(&passes)
+    }
+
+    fn pass(&mut self, team: &Team) -> Rates {
         Rates {
             read: self.read(team, self.read_ahead),
             copy: self.copy(team),

@@ -1,18 +1,22 @@
 //! Verifying drafts as others do: the recurrence writes a state after every token, and the accepted one is copied
-//! back. Same kernels, same layout, and a tile goes through all tokens while it is in the cache. The state after the
-//! last token takes the place of the first, so a window of `T` tokens needs `T` states, and no copy where all are
-//! accepted.
+//! back. Same kernels, same layout, the next tiles are asked for ahead, a tile goes through all tokens while it is in
+//! the cache, and the states are written past the caches, so that they are not read before they are written. The state
+//! after the last token takes the place of the first, so a window of `T` tokens needs `T` states, and no copy where all
+//! are accepted.
 
+use std::cell::RefCell;
 use std::time::{Duration, Instant};
 
 use millpond::par::Team;
 use millpond::state::StateLayout;
 use millpond::state::arena::Arena;
 use millpond::state::layout::LinearLayout;
+use millpond::state::memory::{Aligned, zeroed};
 use millpond_models::{HeadMap, LinearSpec};
 use millpond_simd::Kernels;
-use millpond_simd::linear::{FoldSource, FoldTile, WindowTile, panel_len};
+use millpond_simd::linear::{Ahead, FoldBase, FoldSource, FoldTile, State, StateMut, WindowTile, panel_len};
 use millpond_simd::matmul::OutTile;
+use millpond_simd::memory::MemoryKernels;
 use rayon::prelude::*;
 
 use super::shapes::Shape;
@@ -32,6 +36,7 @@ struct Sequence {
 /// Sequences that are verified by snapshots.
 pub(super) struct Snapshots {
     kernels: &'static Kernels,
+    memory: &'static MemoryKernels,
     layout: StateLayout,
     rows: usize,
     sequences: Vec<Sequence>,
@@ -50,7 +55,9 @@ impl Snapshots {
         rows: usize,
     ) -> anyhow::Result<Snapshots> {
         let layout = StateLayout::new(&shape.model(layers));
-        let mut all = Snapshots { kernels, rows, sequences: Vec::new(), layout };
+        let memory = MemoryKernels::for_isa(kernels.isa)
+            .ok_or_else(|| anyhow::anyhow!("this processor does not have {}", kernels.isa))?;
+        let mut all = Snapshots { kernels, memory, rows, sequences: Vec::new(), layout };
         for _ in 0..batch {
             all.add()?;
         }
@@ -95,12 +102,14 @@ impl Snapshots {
         team: &Team,
         accepted: impl Fn(usize) -> usize + Sync,
     ) -> (Duration, Traffic) {
-        let (kernels, layout, rows) = (self.kernels, &self.layout, self.rows);
+        let (kernels, memory, layout, rows) = (self.kernels, self.memory, &self.layout, self.rows);
         let sequences = &mut self.sequences;
         let start = Instant::now();
         team.install(|| {
             for index in 0..layout.linear.len() {
-                sequences.par_iter_mut().for_each(|sequence| verify(kernels, layout, index, rows, sequence));
+                sequences
+                    .par_iter_mut()
+                    .for_each(|sequence| verify(kernels, memory, layout, index, rows, sequence));
             }
             sequences.par_iter_mut().enumerate().for_each(|(stream, sequence)| {
                 let group_len = layout.linear[0].group_len();
@@ -111,7 +120,7 @@ impl Snapshots {
                 let snapshots = sequence.snapshots.values().par_chunks_exact((rows - 1) * group_len);
                 let groups = sequence.state.values_mut().par_chunks_exact_mut(group_len);
                 groups.zip(snapshots).for_each(|(state, snapshots)| {
-                    state.copy_from_slice(&snapshots[(accepted - 1) * group_len..][..group_len]);
+                    memory.copy_streaming(&snapshots[(accepted - 1) * group_len..][..group_len], state);
                 });
             });
         });
@@ -154,7 +163,14 @@ fn head_of(spec: &LinearSpec, slot: usize) -> usize {
     }
 }
 
-fn verify(kernels: &Kernels, layout: &StateLayout, index: usize, rows: usize, sequence: &mut Sequence) {
+fn verify(
+    kernels: &Kernels,
+    memory: &MemoryKernels,
+    layout: &StateLayout,
+    index: usize,
+    rows: usize,
+    sequence: &mut Sequence,
+) {
     let layer = &layout.linear[index];
     let (group_len, lanes) = (layer.group_len(), layer.group_lanes());
     let range = layer.base_offset..layer.base_offset + layer.base_len();
@@ -163,7 +179,7 @@ fn verify(kernels: &Kernels, layout: &StateLayout, index: usize, rows: usize, se
     let outputs = sequence.outputs.par_chunks_exact_mut(rows * lanes);
     let operands = &sequence.operands;
     let run = |group: usize, state: &mut [f32], snapshots: &mut [f32], out: &mut [f32]| {
-        verify_group(kernels, layer, group, operands, (state, snapshots, out));
+        verify_group(kernels, memory, layer, group, operands, (state, snapshots, out));
     };
     if later == 0 {
         let units = states.zip(outputs).enumerate();
@@ -175,65 +191,89 @@ fn verify(kernels: &Kernels, layout: &StateLayout, index: usize, rows: usize, se
     units.for_each(|(group, ((state, snapshots), out))| run(group, state, snapshots, out));
 }
 
+thread_local! {
+    /// The state of the group that is being computed, between its tokens.
+    static RUNNING: RefCell<Aligned<f32>> = RefCell::new(zeroed(0));
+}
+
 /// One group of tiles through all tokens of the window.
 fn verify_group(
     kernels: &Kernels,
+    memory: &MemoryKernels,
     layer: &LinearLayout,
     group: usize,
     operands: &Operands,
     (state, snapshots, out): (&mut [f32], &mut [f32], &mut [f32]),
 ) {
-    let (spec, lanes, groups, len) = (&layer.spec, layer.group_lanes(), layer.groups(), layer.group_len());
-    let (dk, head, rows) = (spec.key_dim, head_of(spec, group / groups), out.len() / lanes);
-    let key_at = spec.key_head_of(head) * dk;
-    let value_at = head * spec.value_dim + group % groups * lanes;
-    for (row, out) in out.chunks_exact_mut(lanes).enumerate() {
-        let at = row * spec.key_heads * dk + key_at;
-        let (key, query) = (&operands.keys[at..at + dk], &operands.queries[at..at + dk]);
-        let gate = &operands.decay[row * spec.value_heads + head..][..1];
-        let beta = &operands.beta[row * spec.value_heads + head..][..1];
-        let (mut key_key, mut key_query) = ([0.0], [0.0]);
-        let (mut base, mut coefficients, mut weight) = ([0.0], [0.0; 2], [0.0]);
-        let mut panel = [0.0; panel_len(1, MAX_KEY_DIM)];
-        let panel = &mut panel[..panel_len(1, dk)];
-        let mut delta = [0.0; MAX_LANES];
-        let delta = &mut delta[..lanes];
-        kernels.linear.key_scores(key, query, dk, &mut key_key, &mut key_query);
-        kernels.linear.pack_window(key, query, dk, panel);
-        kernels.linear.head_coefficients(gate, &key_key, &key_query, &mut base, &mut coefficients);
-        let (before, after) = snapshots.split_at_mut(row * len);
-        kernels.linear.window_tile(WindowTile {
-            state: Some(if row == 0 { &*state } else { &before[(row - 1) * len..] }),
-            dk,
-            keys: panel,
-            coefficients: &coefficients,
-            base: &base,
-            beta,
-            values: &operands.values[row * spec.value_heads * spec.value_dim + value_at..][..lanes],
-            value_stride: lanes,
-            deltas: OutTile::new(delta, lanes, 1, lanes),
-            out: OutTile::new(out, lanes, 1, lanes),
-            ahead: &[],
-        });
-        let decay = kernels.linear.fold_weights(gate, &mut weight);
-        let (source, destination) = match (row, row + 1 == rows) {
-            (0, true) => (FoldSource::InPlace, &mut *state),
-            (0, false) => (FoldSource::From(state), &mut after[..len]),
-            (_, true) => (FoldSource::From(&before[(row - 1) * len..]), &mut *state),
-            (_, false) => (FoldSource::From(&before[(row - 1) * len..]), &mut after[..len]),
-        };
-        kernels.linear.fold_tile(FoldTile {
-            source,
-            destination,
-            dk,
-            keys: key,
-            base: decay,
-            weights: &weight,
-            deltas: delta,
-            delta_stride: lanes,
-            ahead: &[],
-        });
-    }
+    RUNNING.with_borrow_mut(|running| {
+        running.resize(state.len(), 0.0);
+        let rows = out.len() / layer.group_lanes();
+        for row in 0..rows {
+            verify_token(kernels, layer, (group, row), operands, (state, running), out);
+            // Written past the caches: the next token goes on from the copy that is in them.
+            let kept = if row + 1 == rows {
+                &mut *state
+            } else {
+                &mut snapshots[row * running.len()..][..running.len()]
+            };
+            memory.copy_streaming(running, kept);
+        }
+    });
+}
+
+/// One token of a group of tiles: reads the state (the first) or what the token before left in `running`, and leaves
+/// the state after it there.
+fn verify_token(
+    kernels: &Kernels,
+    layer: &LinearLayout,
+    (group, row): (usize, usize),
+    operands: &Operands,
+    (state, running): (&[f32], &mut [f32]),
+    out: &mut [f32],
+) {
+    let (spec, lanes, groups) = (&layer.spec, layer.group_lanes(), layer.groups());
+    let (dk, head) = (spec.key_dim, head_of(spec, group / groups));
+    let key_at = row * spec.key_heads * dk + spec.key_head_of(head) * dk;
+    let value_at = row * spec.value_heads * spec.value_dim + head * spec.value_dim + group % groups * lanes;
+    let (key, query) = (&operands.keys[key_at..key_at + dk], &operands.queries[key_at..key_at + dk]);
+    let gate = &operands.decay[row * spec.value_heads + head..][..1];
+    let beta = &operands.beta[row * spec.value_heads + head..][..1];
+    let (mut key_key, mut key_query) = ([0.0], [0.0]);
+    let (mut base, mut coefficients, mut weight) = ([0.0], [0.0; 2], [0.0]);
+    let mut panel = [0.0; panel_len(1, MAX_KEY_DIM)];
+    let panel = &mut panel[..panel_len(1, dk)];
+    let mut delta = [0.0; MAX_LANES];
+    let delta = &mut delta[..lanes];
+    kernels.linear.key_scores(key, query, dk, &mut key_key, &mut key_query);
+    kernels.linear.pack_window(key, query, dk, panel);
+    kernels.linear.head_coefficients(gate, &key_key, &key_query, &mut base, &mut coefficients);
+    // The group after this one, for the time that all tokens of this one take.
+    let ahead = if row == 0 { Ahead::of(state).following() } else { Ahead::NONE };
+    kernels.linear.window_tile(WindowTile {
+        state: Some(State::F32(if row == 0 { state } else { running })),
+        dk,
+        keys: panel,
+        coefficients: &coefficients,
+        base: &base,
+        beta,
+        values: &operands.values[value_at..][..lanes],
+        value_stride: lanes,
+        deltas: OutTile::new(delta, lanes, 1, lanes),
+        out: OutTile::new(&mut out[row * lanes..], lanes, 1, lanes),
+        ahead: &[ahead],
+    });
+    let decay = kernels.linear.fold_weights(gate, &mut weight);
+    kernels.linear.fold_tile(FoldTile {
+        source: if row == 0 { FoldSource::From(State::F32(state)) } else { FoldSource::InPlace },
+        destination: StateMut::F32(running),
+        dk,
+        keys: key,
+        base: FoldBase::Head(decay),
+        weights: &weight,
+        deltas: delta,
+        delta_stride: lanes,
+        ahead: &[],
+    });
 }
 
 /// Widest key of the shapes.
@@ -246,6 +286,7 @@ const MAX_LANES: usize = 64;
 mod tests {
     use super::*;
     use crate::bench::streams::{Part, Setup, Streams};
+    use millpond::state::memory::StateType;
     use millpond_simd::Isa;
 
     /// Both ways of verifying drafts give the same outputs and, once the buffer is folded, the same state.
@@ -255,7 +296,15 @@ mod tests {
         let kernels = Kernels::for_isa(Isa::detect()).unwrap();
         let team = Team::new(2).unwrap();
         let rows = 4;
-        let setup = Setup { shape, layers: 2, batch: 2, interval: 1, rows, part: Part::State };
+        let setup = Setup {
+            shape,
+            layers: 2,
+            batch: 2,
+            interval: 1,
+            rows,
+            part: Part::State,
+            state_type: StateType::F32,
+        };
         let mut buffered = Streams::new(kernels, setup).unwrap();
         let mut snapshots = Snapshots::new(kernels, shape, 2, 2, rows).unwrap();
         let spec = shape.linear();
@@ -274,9 +323,9 @@ mod tests {
         // A window that is rejected whole makes the buffer fold what was accepted before it.
         buffered.step(&team, |_| 0).unwrap();
         for (stream, layer) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-            let states = buffered.base(stream, layer).iter().zip(snapshots.state(stream, layer));
+            let states = buffered.base(stream, layer).into_iter().zip(snapshots.state(stream, layer));
             assert!(states.clone().count() == 4 * 128 * 128);
-            assert!(states.into_iter().all(|(a, b)| (a - b).abs() < 1e-4), "stream {stream}, layer {layer}");
+            assert!(states.clone().all(|(a, b)| (a - b).abs() < 1e-4), "stream {stream}, layer {layer}");
         }
     }
 }

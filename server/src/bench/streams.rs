@@ -4,14 +4,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millpond::backend::cpu::linear::{
-    LinearParameters, LinearScratch, LinearStream, Placement, RowInputs, mix_batch,
+    LinearParameters, LinearScratch, LinearStream, Placement, RowInputs, first_unit, mix_batch,
 };
 use millpond::par::Team;
 use millpond::state::arena::Arena;
-use millpond::state::memory::{KvType, MemoryUsage, SequenceMemory};
+use millpond::state::memory::{BaseState, KvType, MemoryUsage, SequenceMemory, StateType};
 use millpond::state::{Cursor, FoldPolicy, PassKind, PassPlan, StateLayout};
 use millpond_models::LinearSpec;
 use millpond_simd::Kernels;
+use millpond_simd::linear::Ahead;
 
 use super::shapes::Shape;
 use super::traffic::{self, Traffic};
@@ -110,6 +111,8 @@ pub(super) struct Setup {
     /// Tokens of a step.
     pub(super) rows: usize,
     pub(super) part: Part,
+    /// What states are kept in.
+    pub(super) state_type: StateType,
 }
 
 /// A step of all sequences through all layers.
@@ -144,7 +147,7 @@ impl Streams {
     pub(super) fn new(kernels: &'static Kernels, setup: Setup) -> anyhow::Result<Streams> {
         let spec = setup.shape.linear();
         let mut streams = Streams {
-            layout: StateLayout::new(&setup.shape.model(setup.layers)),
+            layout: StateLayout::new(&setup.shape.model(setup.layers)).with_state_type(setup.state_type),
             setup: Setup { batch: 0, ..setup },
             kernels,
             memories: Vec::new(),
@@ -169,12 +172,13 @@ impl Streams {
         let Setup { interval, rows, .. } = self.setup;
         let (layout, spec, seed) = (&self.layout, &self.layout.linear[0].spec, self.setup.batch as u64 + 1);
         let mut noise = Noise::new(seed);
-        let mut memory = SequenceMemory::new(layout, KvType::F16, rows);
-        memory.resize_logs(layout, interval + 2 * rows, 0);
+        let mut memory = SequenceMemory::new(layout, KvType::F16, rows)?;
+        memory.resize_logs(layout, interval + 2 * rows, 0)?;
         let mut base = Arena::zeroed(layout.base_len, "recurrent state")?;
         base.values_mut().iter_mut().for_each(|x| *x = 0.1 * noise.next());
-        memory.base = Some(Arc::new(base));
-        for ring in &mut memory.conv {
+        memory.base = Some(Arc::new(BaseState::F32(base).converted(layout.state_type)?));
+        for index in 0..layout.linear.len() {
+            let ring = memory.rings.layer_mut(&layout.linear, index);
             ring.iter_mut().for_each(|x| *x = noise.next());
         }
         self.memories.push(memory);
@@ -214,15 +218,24 @@ impl Streams {
         let start = Instant::now();
         team.run(|| {
             for layer in 0..layout.linear.len() {
+                let firsts: Vec<Ahead> = plans
+                    .iter()
+                    .zip(memories.iter())
+                    .map(|(plan, memory)| first_unit(layout, layer, plan, memory))
+                    .collect();
+                let (together, nexts) = (plans.len(), firsts.into_iter().skip(1).chain([Ahead::NONE]));
                 let streams = memories.iter_mut().zip(scratch.iter_mut()).zip(outputs.iter_mut());
                 let streams: Vec<LinearStream<'_>> = streams
                     .zip(plans.iter().zip(&placements).zip(operands))
-                    .map(|(((memory, scratch), out), ((plan, placement), operands))| LinearStream {
+                    .zip(nexts)
+                    .map(|((((memory, scratch), out), ((plan, placement), operands)), next)| LinearStream {
                         plan,
                         placement,
                         memory,
                         scratch,
                         inputs: operands.inputs(part),
+                        next,
+                        together,
                         out,
                     })
                     .collect();
@@ -233,7 +246,7 @@ impl Streams {
         let spec = &self.layout.linear[0].spec;
         let mut step = Step { time, traffic: Traffic::default(), folds: 0 };
         for (stream, (cursor, plan)) in self.cursors.iter_mut().zip(&plans).enumerate() {
-            step.traffic += traffic::buffered(spec, plan);
+            step.traffic += traffic::buffered(spec, self.setup.state_type, plan);
             if part == Part::Mixer {
                 step.traffic += traffic::convolution(spec, rows);
             }
@@ -252,9 +265,9 @@ impl Streams {
 
     /// The base of a sequence in one layer, value heads in the order of their key heads.
     #[cfg(test)]
-    pub(super) fn base(&self, stream: usize, layer: usize) -> &[f32] {
+    pub(super) fn base(&self, stream: usize, layer: usize) -> Vec<f32> {
         let layout = &self.layout.linear[layer];
         let base = self.memories[stream].base.as_ref().unwrap();
-        &base.values()[layout.base_offset..][..layout.base_len()]
+        base.part(layout.base_offset..layout.base_offset + layout.base_len()).to_f32()
     }
 }

@@ -22,11 +22,12 @@ impl Table {
         }
         writeln!(
             out,
-            "\n{}: {} key heads, {} value heads, state {:.2} MiB a sequence and layer; {} threads, {}, cache {} MiB{}",
+            "\n{}: {} key heads, {} value heads, state {:.2} MiB a sequence and layer, kept in {}; {} threads, {}, cache {} MiB{}",
             header.shape,
             header.key_heads,
             header.value_heads,
             header.state_bytes as f64 / f64::from(1 << 20),
+            header.state_type,
             header.threads,
             header.isa,
             header.cache_bytes >> 20,

@@ -3,6 +3,7 @@
 use std::ops::{Add, AddAssign};
 
 use millpond::state::PassPlan;
+use millpond::state::memory::StateType;
 use millpond_models::LinearSpec;
 use serde::Serialize;
 
@@ -38,8 +39,8 @@ impl AddAssign for Traffic {
 
 /// What one sequence moves in one layer of a pass: the base where there is one, and back where it is folded into;
 /// the log's entries, and the new ones; entries that a fold leaves over, to the front.
-pub(super) fn buffered(spec: &LinearSpec, plan: &PassPlan) -> Traffic {
-    let (state, entry) = (spec.state_bytes(), spec.log_entry_bytes());
+pub(super) fn buffered(spec: &LinearSpec, state_type: StateType, plan: &PassPlan) -> Traffic {
+    let (state, entry) = (spec.state_bytes() / 4 * state_type.bytes(), spec.log_entry_bytes());
     let folded = plan.durably_folded();
     let moved = if folded > 0 { (plan.log - folded.min(plan.log)) * entry } else { 0 };
     Traffic {
@@ -77,7 +78,7 @@ mod tests {
             let plan = cursor.plan(1, PassKind::Window);
             cursor.advance(&plan);
             cursor.commit(1).unwrap();
-            bytes += if step < interval { 0 } else { buffered(spec, &plan).total() };
+            bytes += if step < interval { 0 } else { buffered(spec, StateType::F32, &plan).total() };
         }
         bytes as f64 / interval as f64
     }

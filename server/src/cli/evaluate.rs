@@ -33,6 +33,7 @@ pub(crate) fn runner(model: &Model, compute: &Compute, context: usize) -> anyhow
         .ok_or_else(|| anyhow::anyhow!("this processor lacks {}", compute.isa))?;
     let options = CpuOptions {
         kv_type: compute.kv_type,
+        state_type: compute.buffer.state_type,
         max_window: compute.buffer.max_window,
         fold_interval: compute.buffer.fold_interval,
         arithmetic: compute.arithmetic,

@@ -197,6 +197,7 @@ impl Compute {
         let buffer = BufferOptions {
             fold_interval: args.buffer,
             stateless_below: args.no_state_below,
+            state_type: args.state_type,
             ..BufferOptions::default()
         };
         let kv_type = cache_type(args, kv_type)?;

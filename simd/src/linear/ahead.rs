@@ -1,5 +1,6 @@
 //! Memory asked for ahead of its use.
 
+use super::state::State;
 use crate::vector::lanes::Simd;
 
 /// Bytes of a cache line.
@@ -7,24 +8,62 @@ const LINE: usize = 64;
 
 /// Memory that will be read soon. Kernels ask for its cache lines, in the order of addresses and spread evenly over
 /// their own reading, so that the memory never idles. It need not be readable: nothing is read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ahead {
-    start: *const u8,
+    /// An address that is never followed.
+    start: usize,
     lines: usize,
 }
 
 impl Ahead {
     /// Nothing.
-    pub const NONE: Ahead = Ahead { start: std::ptr::null(), lines: 0 };
+    pub const NONE: Ahead = Ahead { start: 0, lines: 0 };
 
     /// Some values.
-    pub fn of(values: &[f32]) -> Ahead {
-        Ahead { start: values.as_ptr().cast(), lines: size_of_val(values).div_ceil(LINE) }
+    #[must_use]
+    pub fn of<T>(values: &[T]) -> Ahead {
+        Ahead { start: values.as_ptr().addr(), lines: size_of_val(values).div_ceil(LINE) }
     }
 
     /// As many values as `values` has, `distance` values after its first; possibly not this program's own memory.
-    pub fn after(values: &[f32], distance: usize) -> Ahead {
-        Ahead { start: values.as_ptr().wrapping_add(distance).cast(), ..Ahead::of(values) }
+    #[must_use]
+    pub fn after<T>(values: &[T], distance: usize) -> Ahead {
+        Ahead { start: values.as_ptr().wrapping_add(distance).addr(), ..Ahead::of(values) }
+    }
+
+    /// A part of a state.
+    #[must_use]
+    pub fn of_state(part: State<'_>) -> Ahead {
+        match part {
+            State::F32(values) => Ahead::of(values),
+            State::Bf16(values) => Ahead::of(values),
+        }
+    }
+
+    /// As much memory as this, right after it.
+    #[must_use]
+    pub fn following(self) -> Ahead {
+        Ahead { start: self.start.wrapping_add(self.lines * LINE), ..self }
+    }
+
+    /// Cache lines.
+    #[must_use]
+    pub fn lines(self) -> usize {
+        self.lines
+    }
+
+    /// Lines `from..to`, as far as there are any.
+    #[must_use]
+    pub fn range(self, from: usize, to: usize) -> Ahead {
+        let (from, to) = (from.min(self.lines), to.min(self.lines));
+        Ahead { start: self.start.wrapping_add(from * LINE), lines: to.saturating_sub(from) }
+    }
+
+    /// Asks for all of it now.
+    pub fn ask(self) {
+        for line in 0..self.lines {
+            crate::vector::prefetch(self.start.wrapping_add(line * LINE));
+        }
     }
 }
 
@@ -35,31 +74,51 @@ const MOST_RANGES: usize = 4;
 const PLACES: u32 = 20;
 
 /// Requests spread over a number of steps.
-pub(super) struct Asking<'a> {
-    ahead: &'a [Ahead],
-    /// Lines of each range per step, in fixed point.
-    rates: [usize; MOST_RANGES],
+pub(super) struct Asking {
+    /// Ranges not begun, the next one last.
+    later: [Ahead; MOST_RANGES],
+    waiting: usize,
+    /// Where the next request goes, and lines left of its range.
+    address: usize,
+    left: usize,
+    asked: usize,
+    /// Lines per step, in fixed point.
+    rate: usize,
 }
 
-impl<'a> Asking<'a> {
+impl Asking {
     #[inline(always)]
-    pub(super) fn new(ahead: &'a [Ahead], steps: usize) -> Asking<'a> {
-        assert!(ahead.len() <= MOST_RANGES, "few ranges");
-        let mut rates = [0; MOST_RANGES];
-        for (rate, ahead) in rates.iter_mut().zip(ahead) {
-            *rate = (ahead.lines << PLACES).div_ceil(steps);
+    pub(super) fn new(ahead: &[Ahead], steps: usize) -> Asking {
+        let mut asking =
+            Asking { later: [Ahead::NONE; MOST_RANGES], waiting: 0, address: 0, left: 0, asked: 0, rate: 0 };
+        let mut lines = 0;
+        for ahead in ahead.iter().rev().filter(|ahead| ahead.lines > 0) {
+            assert!(asking.waiting < MOST_RANGES, "few ranges");
+            asking.later[asking.waiting] = *ahead;
+            asking.waiting += 1;
+            lines += ahead.lines;
         }
-        Asking { ahead, rates }
+        asking.rate = (lines << PLACES).div_ceil(steps.max(1));
+        asking
     }
 
-    /// The requests of `count` steps from `step` on.
+    /// The requests that are due once `step` steps are done.
     #[inline(always)]
-    pub(super) fn ask<S: Simd>(&self, s: S, step: usize, count: usize) {
-        for (ahead, rate) in self.ahead.iter().zip(self.rates) {
-            let to = (((step + count) * rate) >> PLACES).min(ahead.lines);
-            for line in ((step * rate) >> PLACES)..to {
-                s.prefetch(ahead.start.wrapping_add(line * LINE));
+    pub(super) fn ask<S: Simd>(&mut self, s: S, step: usize) {
+        let due = (step * self.rate) >> PLACES;
+        while self.asked < due {
+            if self.left == 0 {
+                let Some(next) = self.waiting.checked_sub(1) else { return };
+                self.waiting = next;
+                (self.address, self.left) = (self.later[next].start, self.later[next].lines);
             }
+            let count = self.left.min(due - self.asked);
+            for line in 0..count {
+                s.prefetch(std::ptr::without_provenance::<u8>(self.address.wrapping_add(line * LINE)));
+            }
+            self.address = self.address.wrapping_add(count * LINE);
+            self.left -= count;
+            self.asked += count;
         }
     }
 }

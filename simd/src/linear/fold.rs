@@ -1,8 +1,9 @@
 //! Folding log entries into the state.
 
 use super::ahead::{Ahead, Asking};
+use super::state::{State, StateMut};
 use crate::LANES;
-use crate::vector::lanes::Simd;
+use crate::vector::lanes::{Simd, Stored};
 
 /// What a fold starts from.
 #[derive(Clone, Copy, Debug)]
@@ -11,8 +12,17 @@ pub enum FoldSource<'a> {
     Zero,
     /// The destination itself.
     InPlace,
-    /// Another state, `[dk][tiles][16]`.
-    From(&'a [f32]),
+    /// Another state, `[dk][tiles][16]`, kept as the destination is.
+    From(State<'a>),
+}
+
+/// How a state decays in a fold.
+#[derive(Clone, Copy, Debug)]
+pub enum FoldBase<'a> {
+    /// By one factor.
+    Head(f32),
+    /// By one factor for each key channel, `[dk]`.
+    Channels(&'a [f32]),
 }
 
 /// A fold of `weights.len()` log entries into consecutive tiles of one value head.
@@ -21,13 +31,13 @@ pub struct FoldTile<'a> {
     /// State to start from.
     pub source: FoldSource<'a>,
     /// State to write, `[dk][tiles][16]`.
-    pub destination: &'a mut [f32],
+    pub destination: StateMut<'a>,
     /// Key dimension.
     pub dk: usize,
     /// Keys of the entries, `[entries][dk]` or longer.
     pub keys: &'a [f32],
-    /// Decay of the state, from `fold_weights`.
-    pub base: f32,
+    /// Decay of the state, from `fold_weights` or `channel_fold`.
+    pub base: FoldBase<'a>,
     /// Weight of each entry, from `fold_weights`.
     pub weights: &'a [f32],
     /// Deltas: entry i starts at `i * delta_stride` and has 16 lanes per tile.
@@ -42,45 +52,102 @@ pub struct FoldTile<'a> {
 const MANY_ENTRIES: usize = 8;
 
 #[inline(always)]
-pub(super) fn fold_tile<S: Simd>(s: S, mut args: FoldTile<'_>) {
-    let (dk, entries) = (args.dk, args.weights.len());
-    let tiles = args.destination.len() / (dk * LANES);
-    assert_eq!(args.destination.len(), tiles * dk * LANES, "whole tiles");
-    assert!(args.keys.len() >= entries * dk, "one key per entry");
-    if let FoldSource::From(source) = args.source {
-        assert_eq!(source.len(), args.destination.len(), "states of one size");
+pub(super) fn fold_tile<S: Simd>(s: S, args: FoldTile<'_>) {
+    let FoldTile { source, destination, dk, keys, base, weights, deltas, delta_stride, ahead } = args;
+    let entries = Entries { dk, keys, base, weights, deltas, delta_stride };
+    match destination {
+        StateMut::F32(values) => {
+            let source = match source {
+                FoldSource::Zero => Source::Zero,
+                FoldSource::InPlace => Source::InPlace,
+                FoldSource::From(State::F32(values)) => Source::From(values),
+                FoldSource::From(_) => panic!("states of one type"),
+            };
+            fold_all(s, source, values, &entries, ahead);
+        }
+        StateMut::Bf16(values) => {
+            let source = match source {
+                FoldSource::Zero => Source::Zero,
+                FoldSource::InPlace => Source::InPlace,
+                FoldSource::From(State::Bf16(values)) => Source::From(values),
+                FoldSource::From(_) => panic!("states of one type"),
+            };
+            fold_all(s, source, values, &entries, ahead);
+        }
     }
-    let asking = Asking::new(args.ahead, tiles * dk);
+}
+
+/// [`FoldSource`] of one type of number.
+#[derive(Clone, Copy)]
+enum Source<'a, E> {
+    Zero,
+    InPlace,
+    From(&'a [E]),
+}
+
+/// The log entries of a fold.
+struct Entries<'a> {
+    dk: usize,
+    keys: &'a [f32],
+    base: FoldBase<'a>,
+    weights: &'a [f32],
+    deltas: &'a [f32],
+    delta_stride: usize,
+}
+
+#[inline(always)]
+fn fold_all<S: Simd, E: Stored>(
+    s: S,
+    source: Source<'_, E>,
+    state: &mut [E],
+    entries: &Entries<'_>,
+    ahead: &[Ahead],
+) {
+    let (dk, count) = (entries.dk, entries.weights.len());
+    let tiles = state.len() / (dk * LANES);
+    assert_eq!(state.len(), tiles * dk * LANES, "whole tiles");
+    assert!(entries.keys.len() >= count * dk, "one key per entry");
+    if let FoldBase::Channels(base) = entries.base {
+        assert_eq!(base.len(), dk, "one factor for each key channel");
+    }
+    if let Source::From(source) = source {
+        assert_eq!(source.len(), state.len(), "states of one size");
+    }
+    let mut asking = Asking::new(ahead, tiles * dk);
     let mut tile = 0;
     while tile < tiles {
         let left = tiles - tile;
         tile += match 2 * S::ROW_BLOCK {
-            16 if left >= 4 && entries < MANY_ENTRIES => fold_columns::<S, 4, 4>(s, &mut args, tile, &asking),
-            16 if left >= 2 => fold_columns::<S, 8, 2>(s, &mut args, tile, &asking),
-            16 => fold_columns::<S, 16, 1>(s, &mut args, tile, &asking),
-            8.. => fold_columns::<S, 8, 1>(s, &mut args, tile, &asking),
-            _ => fold_columns::<S, 4, 1>(s, &mut args, tile, &asking),
+            16 if left >= 4 && count < MANY_ENTRIES => {
+                fold_columns::<S, E, 4, 4>(s, source, state, entries, tile, &mut asking)
+            }
+            16 if left >= 2 => fold_columns::<S, E, 8, 2>(s, source, state, entries, tile, &mut asking),
+            16 => fold_columns::<S, E, 16, 1>(s, source, state, entries, tile, &mut asking),
+            8.. => fold_columns::<S, E, 8, 1>(s, source, state, entries, tile, &mut asking),
+            _ => fold_columns::<S, E, 4, 1>(s, source, state, entries, tile, &mut asking),
         };
     }
 }
 
 /// All rows of `N` tiles, `R` at a time; returns `N`.
 #[inline(always)]
-fn fold_columns<S: Simd, const R: usize, const N: usize>(
+fn fold_columns<S: Simd, E: Stored, const R: usize, const N: usize>(
     s: S,
-    args: &mut FoldTile<'_>,
+    source: Source<'_, E>,
+    state: &mut [E],
+    entries: &Entries<'_>,
     tile: usize,
-    asking: &Asking<'_>,
+    asking: &mut Asking,
 ) -> usize {
-    let dk = args.dk;
+    let dk = entries.dk;
     let mut k = 0;
     while k + R <= dk {
-        asking.ask(s, tile * dk + N * k, N * R);
-        fold_rows::<S, R, N>(s, args, tile, k);
+        asking.ask(s, tile * dk + N * (k + R));
+        fold_rows::<S, E, R, N>(s, source, state, entries, tile, k);
         k += R;
     }
     while k < dk {
-        fold_rows::<S, 1, N>(s, args, tile, k);
+        fold_rows::<S, E, 1, N>(s, source, state, entries, tile, k);
         k += 1;
     }
     N
@@ -88,32 +155,42 @@ fn fold_columns<S: Simd, const R: usize, const N: usize>(
 
 /// Rows `k..k + R` of `N` tiles.
 #[inline(always)]
-fn fold_rows<S: Simd, const R: usize, const N: usize>(s: S, args: &mut FoldTile<'_>, tile: usize, k: usize) {
-    let tiles = args.destination.len() / (args.dk * LANES);
+fn fold_rows<S: Simd, E: Stored, const R: usize, const N: usize>(
+    s: S,
+    source: Source<'_, E>,
+    state: &mut [E],
+    entries: &Entries<'_>,
+    tile: usize,
+    k: usize,
+) {
+    let tiles = state.len() / (entries.dk * LANES);
     let at = |r: usize| ((k + r) * tiles + tile) * LANES..((k + r) * tiles + tile + N) * LANES;
     let mut sums = [[s.zero(); N]; R];
-    let source = match args.source {
-        FoldSource::Zero => None,
-        FoldSource::InPlace => Some(&*args.destination),
-        FoldSource::From(source) => Some(source),
+    let source = match source {
+        Source::Zero => None,
+        Source::InPlace => Some(&*state),
+        Source::From(source) => Some(source),
     };
     if let Some(source) = source {
-        let base = s.splat(args.base);
         for r in 0..R {
+            let base = s.splat(match entries.base {
+                FoldBase::Head(base) => base,
+                FoldBase::Channels(base) => base[k + r],
+            });
             let (source, _) = source[at(r)].as_chunks();
             for n in 0..N {
-                sums[r][n] = s.mul(base, s.load(&source[n]));
+                sums[r][n] = s.mul(base, E::load(s, &source[n]));
             }
         }
     }
-    for (i, &weight) in args.weights.iter().enumerate() {
-        let (values, _) = args.deltas[i * args.delta_stride + tile * LANES..][..N * LANES].as_chunks();
+    for (i, &weight) in entries.weights.iter().enumerate() {
+        let (values, _) = entries.deltas[i * entries.delta_stride + tile * LANES..][..N * LANES].as_chunks();
         let weight = s.splat(weight);
         let mut deltas = [s.zero(); N];
         for n in 0..N {
             deltas[n] = s.mul(weight, s.load(&values[n]));
         }
-        let keys = &args.keys[i * args.dk + k..][..R];
+        let keys = &entries.keys[i * entries.dk + k..][..R];
         for r in 0..R {
             let key = s.splat(keys[r]);
             for n in 0..N {
@@ -122,9 +199,9 @@ fn fold_rows<S: Simd, const R: usize, const N: usize>(s: S, args: &mut FoldTile<
         }
     }
     for r in 0..R {
-        let (destination, _) = args.destination[at(r)].as_chunks_mut();
+        let (state, _) = state[at(r)].as_chunks_mut();
         for n in 0..N {
-            s.store(sums[r][n], &mut destination[n]);
+            E::store(s, sums[r][n], &mut state[n]);
         }
     }
 }

@@ -16,7 +16,8 @@
 //!
 //! # Layouts
 //! * State tile: 16 columns of `S`. The tiles that one call covers lie side by side, `[dk][tiles][16]`, so that it
-//!   reads memory in order.
+//!   reads memory in order. It is kept in f32 or in `bf16`; arithmetic on it is in f32, and a fold rounds what it
+//!   computed once, to nearest, ties to even.
 //! * Log of a key head: keys `[entries][dk]`; of a value head: deltas `[entries][stride]`, log decays
 //!   `[entries]`. Entries `0..n` are committed, `n..n+T` are this window's rows. Later ones are never read.
 //! * Window panel: what a window kernel multiplies with, grouped by blocks of [`PANEL_ROWS`] window rows (the last
@@ -33,13 +34,17 @@
 //! None depends on the window's length or the blocking, so a window of T tokens gives the bits of T windows of one.
 
 mod ahead;
+mod channels;
 mod coefficients;
 mod fold;
 mod scores;
+mod state;
 mod window;
 
 pub use ahead::Ahead;
-pub use fold::{FoldSource, FoldTile};
+pub use channels::ChannelWindow;
+pub use fold::{FoldBase, FoldSource, FoldTile};
+pub use state::{State, StateMut};
 pub use window::WindowTile;
 
 use crate::vector::lanes::kernel_table;
@@ -80,10 +85,19 @@ kernel_table! {
         /// Weights of folding the entries whose log decays are `g`: `weights[i] = exp(sum of g after i)`; returns the
         /// decay of the state, `exp(sum of g)`.
         fn fold_weights(g: &[f32], weights: &mut [f32]) -> f32 = coefficients::fold_weights;
+        /// [`Self::pack_window`] and [`Self::head_coefficients`] of a value head whose state decays by key channel; the
+        /// decays from the checkpoint to its rows, [`WindowTile::base`], are ones then.
+        fn channel_window(args: ChannelWindow<'_>) = channels::channel_window;
+        /// [`Self::fold_weights`] of a value head whose state decays by key channel: `weighted` (`[entries][dk]`)
+        /// receives the keys times their weights, to be folded with weights of one, `base` (`[dk]`) the decay of the
+        /// state. `decays`: `[entries][dk]`.
+        fn channel_fold(keys: &[f32], decays: &[f32], weighted: &mut [f32], base: &mut [f32]) = channels::channel_fold;
         /// Folds log entries into consecutive tiles of one value head.
         fn fold_tile(args: FoldTile<'_>) = fold::fold_tile;
     }
 }
 
+#[cfg(test)]
+mod channel_tests;
 #[cfg(test)]
 mod tests;

@@ -104,6 +104,15 @@ pub(super) fn pack_window<S: Simd>(s: S, keys: &[f32], queries: &[f32], dk: usiz
                 }
                 done += LANES;
             }
+        } else if count == 1 {
+            let (keys, queries) = (keys.as_chunks().0, queries.as_chunks().0);
+            let (pairs, _) = block.as_chunks_mut::<LANES>().0.as_chunks_mut::<2>();
+            for ([low, high], (key, query)) in pairs.iter_mut().zip(keys.iter().zip(queries)) {
+                let [first, second] = s.interleave(s.load(key), s.load(query));
+                s.store(first, low);
+                s.store(second, high);
+                done += LANES;
+            }
         }
         for (k, row) in block.chunks_exact_mut(2 * count).enumerate().skip(done) {
             let (key_side, query_side) = row.split_at_mut(count);

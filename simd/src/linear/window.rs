@@ -1,16 +1,17 @@
 //! Outputs and deltas of a window.
 
 use super::ahead::{Ahead, Asking};
+use super::state::State;
 use super::{PANEL_ROWS, blocks, panel_len};
 use crate::LANES;
 use crate::matmul::OutTile;
-use crate::vector::lanes::Simd;
+use crate::vector::lanes::{Element, Simd};
 
 /// A window of `T = beta.len()` tokens over consecutive tiles of one value head.
 #[derive(Debug)]
 pub struct WindowTile<'a> {
     /// Checkpoint, `[dk][tiles][16]`; `None` for a zero state.
-    pub state: Option<&'a [f32]>,
+    pub state: Option<State<'a>>,
     /// Key dimension.
     pub dk: usize,
     /// Panel of the window's keys and queries, from `pack_window`.
@@ -38,21 +39,32 @@ const ASK_EVERY: usize = 4;
 
 #[inline(always)]
 pub(super) fn window_tile<S: Simd>(s: S, mut args: WindowTile<'_>) {
+    match args.state {
+        None => window_blocks::<S, f32>(s, &mut args, None),
+        Some(State::F32(state)) => window_blocks(s, &mut args, Some(state)),
+        Some(State::Bf16(state)) => window_blocks(s, &mut args, Some(state)),
+    }
+}
+
+#[inline(always)]
+fn window_blocks<S: Simd, E: Element>(s: S, args: &mut WindowTile<'_>, state: Option<&[E]>) {
     let (rows, dk, lanes) = (args.beta.len(), args.dk, args.out.cols());
     let tiles = lanes / LANES;
     assert!(lanes == tiles * LANES && args.deltas.cols() == lanes, "whole tiles");
-    assert!(args.state.is_none_or(|state| state.len() == dk * lanes), "one state tile per tile");
+    assert!(state.is_none_or(|state| state.len() == dk * lanes), "one state tile per tile");
     assert!(args.base.len() == rows && args.out.rows() == rows && args.deltas.rows() >= rows, "window rows");
     assert_eq!(args.keys.len(), panel_len(rows, dk), "panel of the window's keys");
     assert_eq!(args.coefficients.len(), panel_len(rows, args.deltas.rows()), "panel of the coefficients");
+    // Memory is asked for while the first rows pass over the state.
+    let mut asking = Asking::new(args.ahead, tiles * dk);
     for (panel, count) in blocks(rows) {
         let mut tile = 0;
         while tile < tiles {
             let left = tiles - tile;
             tile += if S::ROW_BLOCK >= 8 {
-                wide_block(s, &mut args, Rows { panel, count, offset: 0 }, tile, left)
+                wide_block(s, args, state, Rows { panel, count, offset: 0 }, tile, left, &mut asking)
             } else {
-                narrow_block(s, &mut args, Rows { panel, count, offset: 0 }, tile, left)
+                narrow_block(s, args, state, Rows { panel, count, offset: 0 }, tile, left, &mut asking)
             };
         }
     }
@@ -68,37 +80,53 @@ struct Rows {
 
 /// All rows of a panel block, for as many tiles as leave registers free: chains of additions that hide each other.
 #[inline(always)]
-fn wide_block<S: Simd>(s: S, args: &mut WindowTile<'_>, rows: Rows, tile: usize, left: usize) -> usize {
+fn wide_block<S: Simd, E: Element>(
+    s: S,
+    args: &mut WindowTile<'_>,
+    state: Option<&[E]>,
+    rows: Rows,
+    tile: usize,
+    left: usize,
+    asking: &mut Asking,
+) -> usize {
     match rows.count {
-        1 if left >= 4 => block::<S, 1, 4>(s, args, rows, tile),
-        2 if left >= 4 => block::<S, 2, 4>(s, args, rows, tile),
-        3 if left >= 2 => block::<S, 3, 2>(s, args, rows, tile),
-        4 if left >= 2 => block::<S, 4, 2>(s, args, rows, tile),
-        5 if left >= 2 => block::<S, 5, 2>(s, args, rows, tile),
-        6 if left >= 2 => block::<S, 6, 2>(s, args, rows, tile),
-        1 => block::<S, 1, 1>(s, args, rows, tile),
-        2 => block::<S, 2, 1>(s, args, rows, tile),
-        3 => block::<S, 3, 1>(s, args, rows, tile),
-        4 => block::<S, 4, 1>(s, args, rows, tile),
-        5 => block::<S, 5, 1>(s, args, rows, tile),
-        6 => block::<S, 6, 1>(s, args, rows, tile),
-        7 => block::<S, 7, 1>(s, args, rows, tile),
-        _ => block::<S, PANEL_ROWS, 1>(s, args, rows, tile),
+        1 if left >= 4 => block::<S, E, 1, 4>(s, args, state, rows, tile, asking),
+        2 if left >= 4 => block::<S, E, 2, 4>(s, args, state, rows, tile, asking),
+        3 if left >= 2 => block::<S, E, 3, 2>(s, args, state, rows, tile, asking),
+        4 if left >= 2 => block::<S, E, 4, 2>(s, args, state, rows, tile, asking),
+        5 if left >= 2 => block::<S, E, 5, 2>(s, args, state, rows, tile, asking),
+        6 if left >= 2 => block::<S, E, 6, 2>(s, args, state, rows, tile, asking),
+        1 => block::<S, E, 1, 1>(s, args, state, rows, tile, asking),
+        2 => block::<S, E, 2, 1>(s, args, state, rows, tile, asking),
+        3 => block::<S, E, 3, 1>(s, args, state, rows, tile, asking),
+        4 => block::<S, E, 4, 1>(s, args, state, rows, tile, asking),
+        5 => block::<S, E, 5, 1>(s, args, state, rows, tile, asking),
+        6 => block::<S, E, 6, 1>(s, args, state, rows, tile, asking),
+        7 => block::<S, E, 7, 1>(s, args, state, rows, tile, asking),
+        _ => block::<S, E, PANEL_ROWS, 1>(s, args, state, rows, tile, asking),
     }
 }
 
 /// All rows of a panel block, two at a time, for instruction sets of few registers.
 #[inline(always)]
-fn narrow_block<S: Simd>(s: S, args: &mut WindowTile<'_>, mut rows: Rows, tile: usize, left: usize) -> usize {
+fn narrow_block<S: Simd, E: Element>(
+    s: S,
+    args: &mut WindowTile<'_>,
+    state: Option<&[E]>,
+    mut rows: Rows,
+    tile: usize,
+    left: usize,
+    asking: &mut Asking,
+) -> usize {
     if rows.count == 1 && left >= 2 {
-        return block::<S, 1, 2>(s, args, rows, tile);
+        return block::<S, E, 1, 2>(s, args, state, rows, tile, asking);
     }
     while rows.offset + 2 <= rows.count {
-        block::<S, 2, 1>(s, args, rows, tile);
+        block::<S, E, 2, 1>(s, args, state, rows, tile, asking);
         rows.offset += 2;
     }
     if rows.offset < rows.count {
-        block::<S, 1, 1>(s, args, rows, tile);
+        block::<S, E, 1, 1>(s, args, state, rows, tile, asking);
     }
     1
 }
@@ -126,17 +154,19 @@ impl<V: Copy, const R: usize, const N: usize> Sums<V, R, N> {
 
 /// `R` rows of the window for tiles `tile..tile + N`; returns `N`.
 #[inline(always)]
-fn block<S: Simd, const R: usize, const N: usize>(
+fn block<S: Simd, E: Element, const R: usize, const N: usize>(
     s: S,
     args: &mut WindowTile<'_>,
+    state: Option<&[E]>,
     rows: Rows,
     tile: usize,
+    asking: &mut Asking,
 ) -> usize {
     let entries = args.deltas.rows();
     let first = rows.panel + rows.offset;
     let before = entries - args.beta.len() + first;
     let width = 2 * rows.count;
-    let mut sums = state_sums::<S, R, N>(s, args, rows, tile);
+    let mut sums = state_sums::<S, E, R, N>(s, args, state, rows, tile, asking);
     let coefficients = &args.coefficients[2 * rows.panel * entries..][..width * entries];
     let (history, own) = coefficients.split_at(width * before);
     for (i, row) in history.chunks_exact(width).enumerate() {
@@ -145,7 +175,7 @@ fn block<S: Simd, const R: usize, const N: usize>(
     for (j, row) in own.chunks_exact(width).take(R).enumerate() {
         let t = first + j;
         let beta = s.splat(args.beta[t]);
-        let values = load_lanes::<S, N>(s, &args.values[t * args.value_stride..], tile);
+        let values = load_lanes::<S, f32, N>(s, &args.values[t * args.value_stride..], tile);
         let mut delta = values;
         for n in 0..N {
             delta[n] = s.mul(beta, s.sub(values[n], sums.erase[n][j]));
@@ -172,24 +202,22 @@ fn block<S: Simd, const R: usize, const N: usize>(
 
 /// `base S^T k` and `base S^T q` of the rows.
 #[inline(always)]
-fn state_sums<S: Simd, const R: usize, const N: usize>(
+fn state_sums<S: Simd, E: Element, const R: usize, const N: usize>(
     s: S,
     args: &WindowTile<'_>,
+    state: Option<&[E]>,
     rows: Rows,
     tile: usize,
+    asking: &mut Asking,
 ) -> Sums<S::V, R, N> {
     let mut sums = Sums { erase: [[s.zero(); R]; N], read: [[s.zero(); R]; N] };
-    let Some(state) = args.state else { return sums };
+    let Some(state) = state else { return sums };
     let (dk, lanes) = (args.dk, args.out.cols());
     let first = rows.panel + rows.offset;
     let panel = &args.keys[2 * rows.panel * dk..][..2 * rows.count * dk];
-    // Memory is asked for while the first rows pass over the state.
-    let asking = (first == 0).then(|| Asking::new(args.ahead, lanes / LANES * dk));
     for (k, (row, values)) in panel.chunks_exact(2 * rows.count).zip(state.chunks_exact(lanes)).enumerate() {
-        if let Some(asking) = &asking
-            && k.is_multiple_of(ASK_EVERY)
-        {
-            asking.ask(s, N * k + tile * dk, N * ASK_EVERY.min(dk - k));
+        if k.is_multiple_of(ASK_EVERY) {
+            asking.ask(s, tile * dk + N * (k + ASK_EVERY).min(dk));
         }
         sums.add(s, row, rows, load_lanes(s, values, tile));
     }
@@ -205,11 +233,11 @@ fn state_sums<S: Simd, const R: usize, const N: usize>(
 
 /// The lanes of tiles `tile..tile + N` of a row.
 #[inline(always)]
-fn load_lanes<S: Simd, const N: usize>(s: S, row: &[f32], tile: usize) -> [S::V; N] {
+fn load_lanes<S: Simd, E: Element, const N: usize>(s: S, row: &[E], tile: usize) -> [S::V; N] {
     let (lanes, _) = row[tile * LANES..][..N * LANES].as_chunks();
     let mut out = [s.zero(); N];
     for n in 0..N {
-        out[n] = s.load(&lanes[n]);
+        out[n] = E::load(s, &lanes[n]);
     }
     out
 }

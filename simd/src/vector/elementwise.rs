@@ -135,7 +135,7 @@ impl Zip for Add {
 }
 
 #[inline(always)]
-pub(super) fn add_assign<S: Simd>(s: S, x: &mut [f32], y: &[f32]) {
+pub(crate) fn add_assign<S: Simd>(s: S, x: &mut [f32], y: &[f32]) {
     zip_assign(s, Add, x, y);
 }
 

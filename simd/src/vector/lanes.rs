@@ -4,7 +4,7 @@
 //! it once per instruction set. Every method has one result down to the bit, so kernels that use nothing else
 //! agree between instruction sets by construction.
 
-use half::f16;
+use half::{bf16, f16};
 
 use crate::LANES;
 
@@ -36,6 +36,10 @@ pub(crate) trait Simd: Copy {
     fn load_i8(self, from: &[u8; LANES]) -> Self::V {
         self.load(&from.map(|byte| f32::from(byte as i8)))
     }
+    /// Widens exactly.
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::V;
+    /// Rounds to nearest, ties to even; a NaN stays one.
+    fn store_bf16(self, v: Self::V, to: &mut [bf16; LANES]);
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
@@ -80,6 +84,14 @@ pub(crate) trait Simd: Copy {
         self.load_f16(&lanes)
     }
 
+    /// Loads up to [`LANES`] values, the rest zero.
+    #[inline(always)]
+    fn load_bf16_partial(self, from: &[bf16]) -> Self::V {
+        let mut lanes = [bf16::ZERO; LANES];
+        lanes[..from.len()].copy_from_slice(from);
+        self.load_bf16(&lanes)
+    }
+
     /// Stores the first `to.len()` lanes.
     #[inline(always)]
     fn store_partial(self, v: Self::V, to: &mut [f32]) {
@@ -92,6 +104,17 @@ pub(crate) trait Simd: Copy {
     #[inline(always)]
     fn prefetch<T>(self, at: *const T) {
         let _ = at;
+    }
+
+    /// `a[0], b[0], a[1], b[1]` and so on.
+    #[inline(always)]
+    fn interleave(self, a: Self::V, b: Self::V) -> [Self::V; 2] {
+        let (mut x, mut y) = ([0.0; LANES], [0.0; LANES]);
+        self.store(a, &mut x);
+        self.store(b, &mut y);
+        [0, LANES / 2].map(|first| {
+            self.load(&std::array::from_fn(|l| if l % 2 == 0 { x[first + l / 2] } else { y[first + l / 2] }))
+        })
     }
 
     /// Lane l of result j is `from[4 l + j]`.
@@ -167,8 +190,38 @@ impl Element for f16 {
     }
 }
 
-/// Plain Rust: the oracle, and, compiled for a target whose baseline has vectors and fused multiply-add (64-bit
-/// Arm), a vector path of its own.
+impl Element for bf16 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, from: &[bf16; LANES]) -> S::V {
+        s.load_bf16(from)
+    }
+
+    #[inline(always)]
+    fn load_partial<S: Simd>(s: S, from: &[bf16]) -> S::V {
+        s.load_bf16_partial(from)
+    }
+}
+
+/// A number that results are rounded to.
+pub(crate) trait Stored: Element {
+    fn store<S: Simd>(s: S, v: S::V, to: &mut [Self; LANES]);
+}
+
+impl Stored for f32 {
+    #[inline(always)]
+    fn store<S: Simd>(s: S, v: S::V, to: &mut Lane) {
+        s.store(v, to);
+    }
+}
+
+impl Stored for bf16 {
+    #[inline(always)]
+    fn store<S: Simd>(s: S, v: S::V, to: &mut [bf16; LANES]) {
+        s.store_bf16(v, to);
+    }
+}
+
+/// Plain Rust: the oracle.
 #[derive(Clone, Copy)]
 pub(crate) struct Scalar;
 
@@ -203,6 +256,16 @@ impl Simd for Scalar {
     #[inline(always)]
     fn load_f16(self, from: &[f16; LANES]) -> Lane {
         from.map(f16::to_f32)
+    }
+
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16; LANES]) -> Lane {
+        from.map(bf16::to_f32)
+    }
+
+    #[inline(always)]
+    fn store_bf16(self, v: Lane, to: &mut [bf16; LANES]) {
+        *to = v.map(bf16::from_f32);
     }
 
     #[inline(always)]
@@ -300,6 +363,11 @@ macro_rules! kernel_table {
                     $crate::Isa::Avx512 | $crate::Isa::Avx512Vnni => return Some(&AVX512),
                     _ => {}
                 }
+                #[cfg(target_arch = "aarch64")]
+                match isa {
+                    $crate::Isa::Neon | $crate::Isa::NeonDot | $crate::Isa::NeonI8mm => return Some(&NEON),
+                    _ => {}
+                }
                 Some(&SCALAR)
             }
 
@@ -347,6 +415,21 @@ macro_rules! kernel_table {
                 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
                 pub(super) fn $op($($arg: $ty),*) $(-> $ret)? {
                     $generic($crate::vector::x86::Avx512::new(), $($arg),*)
+                }
+            )*
+        }
+
+        #[cfg(target_arch = "aarch64")]
+        static NEON: $table = $table { $( $op: neon::$op, )* };
+
+        #[cfg(target_arch = "aarch64")]
+        mod neon {
+            #[allow(unused_imports)]
+            use super::*;
+            $(
+                #[target_feature(enable = "neon")]
+                pub(super) fn $op($($arg: $ty),*) $(-> $ret)? {
+                    $generic($crate::vector::arm::Neon::new(), $($arg),*)
                 }
             )*
         }

@@ -6,6 +6,8 @@
 //!
 //! Methods panic if slice lengths disagree: that is a mistake of the calling code, never of a model file.
 
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod arm;
 mod conv;
 pub(crate) mod elementwise;
 pub(crate) mod lanes;
@@ -61,6 +63,17 @@ lanes::kernel_table! {
         /// `out` are `[tokens][channels]`.
         fn conv_silu_rows(history: &[f32], rows: &[f32], channels: usize, weight: &[f32], out: &mut [f32]) = conv::conv_silu_rows;
     }
+}
+
+/// Asks for the cache line at an address, which need not be readable, soon to be read.
+#[inline(always)]
+pub(crate) fn prefetch(address: usize) {
+    #[cfg(target_arch = "x86_64")]
+    x86::prefetch(std::ptr::without_provenance::<u8>(address));
+    #[cfg(target_arch = "aarch64")]
+    arm::prefetch(std::ptr::without_provenance::<u8>(address));
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let _ = address;
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::lanes::{Lane, Simd};
 use crate::LANES;
@@ -83,6 +83,32 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    fn load_bf16(self, from: &[bf16; LANES]) -> __m512 {
+        // SAFETY: the token proves AVX-512F; `from` is 32 readable bytes.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    fn store_bf16(self, v: __m512, to: &mut [bf16; LANES]) {
+        // Not `vcvtneps2bf16`, which takes small numbers for zero.
+        // SAFETY: the token proves AVX-512F; `to` is 32 writable bytes.
+        unsafe {
+            let bits = _mm512_castps_si512(v);
+            let high = _mm512_srli_epi32::<16>(bits);
+            let odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+            let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, half));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+            let quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
+            let rounded = _mm512_mask_blend_epi32(nan, rounded, quiet);
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(rounded));
+        }
+    }
+
+    #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         // SAFETY: the token proves AVX-512F.
         unsafe { _mm512_add_ps(a, b) }
@@ -148,6 +174,16 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn prefetch<T>(self, at: *const T) {
         prefetch(at);
+    }
+
+    #[inline(always)]
+    fn interleave(self, a: __m512, b: __m512) -> [__m512; 2] {
+        // SAFETY: the token proves AVX-512F.
+        unsafe {
+            let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+            [_mm512_permutex2var_ps(a, low, b), _mm512_permutex2var_ps(a, high, b)]
+        }
     }
 
     #[inline(always)]
@@ -257,7 +293,7 @@ fn aligned(lane: &Lane) -> bool {
 
 /// Asks for a cache line soon to be read; any address will do.
 #[inline(always)]
-fn prefetch<T>(at: *const T) {
+pub(super) fn prefetch<T>(at: *const T) {
     // SAFETY: a prefetch reads nothing the program can see and faults on no address; SSE is baseline.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
 }
@@ -353,6 +389,27 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn load_bf16(self, from: &[bf16; LANES]) -> Pair {
+        // SAFETY: the token proves AVX2; `from` is 32 readable bytes.
+        unsafe {
+            let from: *const __m128i = from.as_ptr().cast();
+            let (low, high) = (_mm_loadu_si128(from), _mm_loadu_si128(from.add(1)));
+            Pair(widen_bf16(low), widen_bf16(high))
+        }
+    }
+
+    #[inline(always)]
+    fn store_bf16(self, v: Pair, to: &mut [bf16; LANES]) {
+        // SAFETY: the token proves AVX2; `to` is 32 writable bytes.
+        unsafe {
+            let packed = _mm256_packus_epi32(round_bf16(v.0), round_bf16(v.1));
+            // Packing works on 128-bit lanes: their inner quarters come in the wrong order.
+            let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), packed);
+        }
+    }
+
+    #[inline(always)]
     fn add(self, a: Pair, b: Pair) -> Pair {
         // SAFETY: the token proves AVX.
         unsafe { halves!(a, b => _mm256_add_ps(a, b)) }
@@ -423,10 +480,58 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn interleave(self, a: Pair, b: Pair) -> [Pair; 2] {
+        // SAFETY: the token proves AVX.
+        unsafe { [interleave_eight(a.0, b.0), interleave_eight(a.1, b.1)] }
+    }
+
+    #[inline(always)]
     fn reduce_add_each(self, v: [Pair; LANES]) -> Pair {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = v;
         // SAFETY: the token proves AVX.
         unsafe { Pair(reduce_each([a, b, c, d, e, f, g, h]), reduce_each([i, j, k, l, m, n, o, p])) }
+    }
+}
+
+/// `a[0], b[0], a[1], b[1]` and so on.
+///
+/// # Safety
+/// The processor must have AVX.
+#[inline(always)]
+unsafe fn interleave_eight(a: __m256, b: __m256) -> Pair {
+    // SAFETY: promised by the caller.
+    unsafe {
+        let (low, high) = (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+        Pair(_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high))
+    }
+}
+
+/// Widens 8 numbers.
+///
+/// # Safety
+/// The processor must have AVX2.
+#[inline(always)]
+unsafe fn widen_bf16(halves: __m128i) -> __m256 {
+    // SAFETY: promised by the caller.
+    unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves))) }
+}
+
+/// The bits of 8 numbers rounded to `bf16`, each in the low half of a lane.
+///
+/// # Safety
+/// The processor must have AVX2.
+#[inline(always)]
+unsafe fn round_bf16(v: __m256) -> __m256i {
+    // SAFETY: promised by the caller.
+    unsafe {
+        let bits = _mm256_castps_si256(v);
+        let high = _mm256_srli_epi32::<16>(bits);
+        let odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+        let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+        let rounded = _mm256_srli_epi32::<16>(_mm256_add_epi32(bits, half));
+        let quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+        let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(v, v));
+        _mm256_blendv_epi8(rounded, quiet, nan)
     }
 }
 

@@ -11,6 +11,7 @@ use super::linear::{LinearScratch, Placement};
 use super::project::Inputs;
 use super::scratch::Buffer;
 use super::{CpuBackend, CpuOptions};
+use millpond_simd::linear::Ahead;
 
 /// Working memory of a pass.
 #[derive(Default)]
@@ -54,6 +55,8 @@ pub(super) struct Running<'a> {
     pub(super) rows: usize,
     /// First row in the batch.
     pub(super) first: usize,
+    /// What the sequence after it reads first in the layer at hand.
+    pub(super) next: Ahead,
 }
 
 impl CpuBackend {
@@ -163,9 +166,9 @@ impl CpuBackend {
             if plan.durably_folded() > 0 {
                 memory.base_mut(&self.layout)?;
             }
-            let capacity = log_capacity(plan, memory.log_capacity(), &self.options);
-            if capacity != memory.log_capacity() {
-                memory.resize_logs(&self.layout, capacity, plan.log);
+            let capacity = log_capacity(plan, memory.logs.capacity(), &self.options);
+            if capacity != memory.logs.capacity() {
+                memory.resize_logs(&self.layout, capacity, plan.log)?;
             }
         }
         Ok(())
@@ -185,7 +188,8 @@ impl CpuBackend {
             let Some(memory) = self.sequences[slot.0].take() else { continue };
             let idle = self.idle_placements.pop().unwrap_or_default();
             let placement = plan.map(|plan| idle.placed(plan)).unwrap_or_default();
-            running.push(Running { slot, memory, plan, placement, start, rows, first });
+            let next = Ahead::NONE;
+            running.push(Running { slot, memory, plan, placement, start, rows, first, next });
             first += rows;
         }
         let scratch = &mut self.scratch;

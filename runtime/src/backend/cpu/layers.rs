@@ -134,10 +134,18 @@ impl Context<'_> {
             ..
         } = scratch;
         let mixed = grown(mixed, rows * inner);
+        for i in 1..running.len() {
+            if let Some(plan) = running[i].plan {
+                running[i - 1].next = linear::first_unit(self.layout, index, plan, &running[i].memory);
+            }
+        }
+        let together = running.len();
         each_sequence(running, segments, [(mixed, inner)], &|sequence, scratch, [out]| {
             let Some(plan) = sequence.plan else { return };
             let range = |width: usize| sequence.first * width..(sequence.first + sequence.rows) * width;
             let stream = LinearStream {
+                next: sequence.next,
+                together,
                 plan,
                 placement: &sequence.placement,
                 memory: &mut sequence.memory,

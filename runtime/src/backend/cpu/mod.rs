@@ -17,7 +17,7 @@ use millpond_simd::kernels::Kernels;
 use super::{Backend, BackendError, MtpSegment, Outputs, Segment, Slot};
 use crate::par::Team;
 use crate::state::layout::{PAGE_POSITIONS, StateLayout};
-use crate::state::memory::{KvType, MemoryUsage, Q8_VALUES, SequenceMemory};
+use crate::state::memory::{KvType, MemoryUsage, Q8_VALUES, SequenceMemory, StateType};
 use crate::weights::ModelWeights;
 use attention::RotaryTable;
 use forward::{Running, Scratch, wanted};
@@ -30,6 +30,8 @@ pub use project::Arithmetic;
 pub struct CpuOptions {
     /// Precision of the attention cache.
     pub kv_type: KvType,
+    /// Precision of the base state.
+    pub state_type: StateType,
     /// Most rows of a window that may be rolled back: one plus the longest draft.
     pub max_window: usize,
     /// Log entries kept for, once there is a base: the fold interval.
@@ -65,7 +67,7 @@ impl CpuBackend {
         team: Team,
         options: CpuOptions,
     ) -> Result<CpuBackend, BackendError> {
-        let layout = StateLayout::new(&spec);
+        let layout = StateLayout::new(&spec).with_state_type(options.state_type);
         check_shapes(&layout, options.kv_type)?;
         let rotary = layout.attention.iter().map(|layer| RotaryTable::new(&layer.spec)).collect();
         Ok(CpuBackend {
@@ -150,7 +152,7 @@ fn check_shapes(layout: &StateLayout, kv_type: KvType) -> Result<(), BackendErro
 
 impl Backend for CpuBackend {
     fn create(&mut self) -> Result<Slot, BackendError> {
-        let memory = SequenceMemory::new(&self.layout, self.options.kv_type, self.options.max_window);
+        let memory = SequenceMemory::new(&self.layout, self.options.kv_type, self.options.max_window)?;
         Ok(self.adopt(memory))
     }
 
@@ -179,12 +181,12 @@ impl Backend for CpuBackend {
     }
 
     fn fork(&mut self, slot: Slot) -> Result<Slot, BackendError> {
-        let copy = self.memory(slot)?.clone();
+        let copy = self.memory(slot)?.fork()?;
         Ok(self.adopt(copy))
     }
 
     fn export(&self, slot: Slot) -> Result<SequenceMemory, BackendError> {
-        Ok(self.memory(slot)?.clone())
+        Ok(self.memory(slot)?.fork()?)
     }
 
     fn import(&mut self, memory: SequenceMemory) -> Result<Slot, BackendError> {
@@ -193,8 +195,7 @@ impl Backend for CpuBackend {
 
     fn compact(&mut self, slot: Slot, live: usize) -> Result<(), BackendError> {
         let memory = self.sequences.get_mut(slot.0).and_then(Option::as_mut);
-        memory.ok_or(BackendError::Slot(slot.0))?.resize_logs(&self.layout, live, live);
-        Ok(())
+        Ok(memory.ok_or(BackendError::Slot(slot.0))?.resize_logs(&self.layout, live, live)?)
     }
 
     fn footprint(&self, slots: &[Slot]) -> usize {

@@ -3,32 +3,32 @@
 use crate::state::memory::Aligned;
 
 /// A reusable buffer.
-pub(super) struct Buffer(Aligned<f32>);
+pub(super) struct Buffer<T = f32>(Aligned<T>);
 
-impl Default for Buffer {
-    fn default() -> Buffer {
+impl<T> Default for Buffer<T> {
+    fn default() -> Buffer<T> {
         Buffer(Aligned::new(64))
     }
 }
 
-impl std::ops::Deref for Buffer {
-    type Target = [f32];
+impl<T> std::ops::Deref for Buffer<T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[f32] {
+    fn deref(&self) -> &[T] {
         &self.0
     }
 }
 
-impl std::ops::DerefMut for Buffer {
-    fn deref_mut(&mut self) -> &mut [f32] {
+impl<T> std::ops::DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
         &mut self.0
     }
 }
 
 /// The first `len` values of the buffer, grown to hold them. What they hold is left from earlier passes.
-pub(super) fn grown(buffer: &mut Buffer, len: usize) -> &mut [f32] {
+pub(super) fn grown<T: Clone + Default>(buffer: &mut Buffer<T>, len: usize) -> &mut [T] {
     if buffer.0.len() < len {
-        buffer.0.resize(len, 0.0);
+        buffer.0.resize(len, T::default());
     }
     &mut buffer.0[..len]
 }

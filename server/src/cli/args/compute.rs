@@ -1,6 +1,7 @@
 //! Options about how to compute.
 
 use clap::{Args, ValueEnum};
+use millpond::state::memory::StateType;
 
 /// How to compute.
 #[derive(Args, Clone, Debug, Default)]
@@ -28,6 +29,9 @@ pub struct ComputeArgs {
     /// Precision of the attention cache's values; must be that of the keys
     #[arg(long, value_name = "TYPE")]
     pub cache_type_v: Option<CacheType>,
+    /// Precision of the recurrent state, f32 or bf16; the buffer and all arithmetic are in single precision either way
+    #[arg(long, value_name = "TYPE", default_value_t = StateType::F32, env = "MILLPOND_STATE_TYPE")]
+    pub state_type: StateType,
     /// Tokens between folds of the buffer into the recurrent state; 1 is the plain recurrence
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub buffer: usize,

@@ -1,6 +1,6 @@
 //! Groups of v-tiles through windows and folds.
 
-use millpond_simd::linear::{Ahead, FoldSource, FoldTile, WindowTile, panel_len};
+use millpond_simd::linear::{Ahead, FoldBase, FoldSource, FoldTile, State, StateMut, WindowTile, panel_len};
 use millpond_simd::matmul::OutTile;
 
 use super::Pass;
@@ -11,9 +11,9 @@ pub(super) enum BasePart<'a> {
     /// There is none yet.
     Zero,
     /// It is only read.
-    Shared(&'a [f32]),
+    Shared(State<'a>),
     /// It is folded into.
-    Owned(&'a mut [f32]),
+    Owned(StateMut<'a>),
 }
 
 impl<'a> BasePart<'a> {
@@ -26,17 +26,18 @@ impl<'a> BasePart<'a> {
                 (BasePart::Shared(left), BasePart::Shared(right))
             }
             BasePart::Owned(base) => {
-                let (left, right) = base.split_at_mut(base.len() / count * left);
+                let at = base.len() / count * left;
+                let (left, right) = base.split_at(at);
                 (BasePart::Owned(left), BasePart::Owned(right))
             }
         }
     }
 
-    fn values(&self) -> Option<&[f32]> {
+    pub(super) fn values(&self) -> Option<State<'_>> {
         match self {
             BasePart::Zero => None,
-            BasePart::Shared(base) => Some(base),
-            BasePart::Owned(base) => Some(base),
+            BasePart::Shared(base) => Some(*base),
+            BasePart::Owned(base) => Some(base.shared()),
         }
     }
 }
@@ -52,7 +53,7 @@ pub(super) struct GroupsPart<'a> {
     /// `[count][rows][group lanes]`.
     pub(super) outputs: &'a mut [f32],
     /// `[count][group_len]`, or empty where no fold is a preview.
-    pub(super) preview: &'a mut [f32],
+    pub(super) preview: StateMut<'a>,
 }
 
 impl<'a> GroupsPart<'a> {
@@ -60,7 +61,8 @@ impl<'a> GroupsPart<'a> {
         let (count, left) = (self.count, self.count / 2);
         let (deltas, more_deltas) = self.deltas.split_at_mut(self.deltas.len() / count * left);
         let (outputs, more_outputs) = self.outputs.split_at_mut(self.outputs.len() / count * left);
-        let (preview, more_preview) = self.preview.split_at_mut(self.preview.len() / count * left);
+        let preview_len = self.preview.len() / count * left;
+        let (preview, more_preview) = self.preview.split_at(preview_len);
         let (base, more_base) = self.base.split(left, count);
         (
             GroupsPart { first: self.first, count: left, deltas, base, outputs, preview },
@@ -80,13 +82,63 @@ impl<'a> GroupsPart<'a> {
 pub(super) struct Operands<'a> {
     pub(super) keys: &'a [f32],
     pub(super) key_panels: &'a [f32],
+    /// From one value head's panel to the next; 0 where they share it.
+    pub(super) panel_stride: usize,
     pub(super) coefficients: &'a [f32],
     pub(super) values: &'a [f32],
     pub(super) betas: &'a [f32],
     pub(super) base: &'a [f32],
     pub(super) folds: &'a [f32],
-    /// Whether this is the sequence's last key head.
-    pub(super) last: bool,
+    /// Where decays are by key channel: keys with their weights and the base's decay.
+    pub(super) fold_keys: Option<&'a [f32]>,
+    /// Memory to ask for meanwhile.
+    pub(super) requests: Requests,
+}
+
+/// What a unit asks for while it runs, so that memory never idles: by the time it has run, as many lines as its own
+/// base has, beginning one group after its first. Its preparation asks for a share, its groups for the rest.
+pub(super) struct Requests {
+    /// The base of the unit, and of the one after it.
+    own: Ahead,
+    next: Ahead,
+    group_lines: usize,
+    early: usize,
+}
+
+/// Steps of a group that ask for memory: a fold and the window after it.
+const ASKING_STEPS: usize = 2;
+
+/// Lines of a unit's base that it asks for during its preparation: one of so many of a group's.
+const EARLY_SHARE: usize = 3;
+
+impl Requests {
+    /// Of a unit of `groups` groups.
+    pub(super) fn new(base: &BasePart<'_>, next: Ahead, groups: usize) -> Requests {
+        let own = base.values().map_or(Ahead::NONE, Ahead::of_state);
+        let group_lines = own.lines() / groups;
+        Requests { own, next, group_lines, early: group_lines / EARLY_SHARE }
+    }
+
+    /// Lines `from..to` of the unit's base and of what comes after it.
+    fn range(&self, from: usize, to: usize) -> [Ahead; 2] {
+        let own = self.own.lines();
+        [self.own.range(from, to), self.next.range(from.saturating_sub(own), to.saturating_sub(own))]
+    }
+
+    /// Asks for part `index` of `count` of what preparation asks for.
+    pub(super) fn prepare(&self, index: usize, count: usize) {
+        let at = |index: usize| self.group_lines + self.early * index / count;
+        self.range(at(index), at(index + 1)).into_iter().for_each(Ahead::ask);
+    }
+
+    /// What step `step` of `steps` of a group asks for.
+    fn of_group(&self, group: usize, (step, steps): (usize, usize)) -> [Ahead; 2] {
+        let rest = self.own.lines() - self.early;
+        let groups = (self.own.lines() / self.group_lines.max(1)).max(1);
+        let at =
+            |step: usize| self.group_lines + self.early + rest * (group * steps + step) / (groups * steps);
+        self.range(at(step), at(step + 1))
+    }
 }
 
 /// The state a window reads.
@@ -98,47 +150,50 @@ enum GroupState {
 }
 
 impl Pass<'_> {
-    /// Runs some groups of a unit.
+    /// Runs some groups of a unit, in parallel where there are few units.
     pub(super) fn groups(&self, operands: &Operands<'_>, part: GroupsPart<'_>) {
-        if part.count > 1 {
-            let (left, right) = part.halve();
+        if part.count == 1 {
+            self.group(operands, part);
+            return;
+        }
+        let (left, right) = part.halve();
+        if self.few_units {
             crate::par::join(|| self.groups(operands, left), || self.groups(operands, right));
         } else {
-            self.group(operands, part);
+            self.groups(operands, left);
+            self.groups(operands, right);
         }
     }
 
-    /// What the unit after group `group` of this one reads first, were they run in order: the next group's base and
-    /// log, and the next key head's keys.
-    fn next(&self, all: &Operands<'_>, base: &BasePart<'_>, deltas: &[f32], group: usize) -> [Ahead; 3] {
-        let (log, dk) = (self.plan.log, self.layout.spec.key_dim);
-        let unit_groups = self.layout.total_groups() / self.layout.spec.key_heads;
-        let last_of_unit = group + 1 == unit_groups;
-        if last_of_unit && all.last {
-            return [Ahead::NONE; 3];
+    /// What group `group` asks for in step `step`: base values, and in the first step what the group after it reads of
+    /// the log.
+    fn ahead(&self, all: &Operands<'_>, deltas: &[f32], group: usize, step: usize) -> [Ahead; 4] {
+        let steps = self.placement.steps.len().min(ASKING_STEPS);
+        let [own, next] =
+            if step < steps { all.requests.of_group(group, (step, steps)) } else { [Ahead::NONE; 2] };
+        if step > 0 {
+            return [own, next, Ahead::NONE, Ahead::NONE];
         }
-        let base = match base.values() {
-            Some(base) if self.plan.has_base => Ahead::after(base, base.len()),
-            _ => Ahead::NONE,
-        };
-        let log_deltas = &deltas[..log * self.layout.group_lanes()];
-        let deltas = Ahead::after(log_deltas, deltas.len());
+        // The entries that are read, and those that will be written.
+        let (log, dk) = (self.plan.log + self.plan.rows, self.layout.spec.key_dim);
+        let last_of_unit = (group + 1) * self.layout.spec.key_heads == self.layout.total_groups();
+        let log_deltas = Ahead::after(&deltas[..log * self.layout.group_lanes()], deltas.len());
         let keys =
             if last_of_unit { Ahead::after(&all.keys[..log * dk], all.keys.len()) } else { Ahead::NONE };
-        [base, deltas, keys]
+        [own, next, log_deltas, keys]
     }
 
     fn group(&self, all: &Operands<'_>, part: GroupsPart<'_>) {
-        let GroupsPart { first: group, deltas, mut base, outputs, preview, .. } = part;
+        let GroupsPart { first: group, deltas, mut base, outputs, mut preview, .. } = part;
         let (dk, rows, lanes) = (self.layout.spec.key_dim, self.plan.rows, self.layout.group_lanes());
         let head = group / self.layout.groups();
         let coefficients = &all.coefficients[2 * head * self.placement.scores..];
         let values = &all.values[group * rows * lanes..(group + 1) * rows * lanes];
         let folds = &all.folds[head * self.placement.fold_weights..];
-        let next = self.next(all, &base, deltas, group);
-        let mut ahead: &[Ahead] = &next;
+        let key_panel = &all.key_panels[head * all.panel_stride..];
         let mut state = if self.plan.has_base { GroupState::Base } else { GroupState::Zero };
-        for step in &self.placement.steps {
+        for (index, step) in self.placement.steps.iter().enumerate() {
+            let ahead = &self.ahead(all, deltas, group, index);
             match *step {
                 Placed::Window { first_entry, committed, row, rows: count, scores } => {
                     let entries = committed + count;
@@ -147,10 +202,10 @@ impl Pass<'_> {
                         state: match state {
                             GroupState::Zero => None,
                             GroupState::Base => base.values(),
-                            GroupState::Preview => Some(&*preview),
+                            GroupState::Preview => Some(preview.shared()),
                         },
                         dk,
-                        keys: &all.key_panels[panel_len(row, dk)..panel_len(row + count, dk)],
+                        keys: &key_panel[panel_len(row, dk)..panel_len(row + count, dk)],
                         coefficients: &coefficients[2 * scores..2 * (scores + count * entries)],
                         base: &all.base[row_range.clone()],
                         beta: &all.betas[row_range],
@@ -158,34 +213,44 @@ impl Pass<'_> {
                         value_stride: lanes,
                         deltas: OutTile::new(&mut deltas[first_entry * lanes..], lanes, entries, lanes),
                         out: OutTile::new(&mut outputs[row * lanes..], lanes, count, lanes),
-                        ahead: std::mem::take(&mut ahead),
+                        ahead,
                     });
                 }
                 Placed::Fold { first_entry, entries, weights, durable } => {
                     let (each, own) = folds[weights..weights + entries + 1].split_at(entries);
+                    let (keys, decay) = match all.fold_keys {
+                        None => (
+                            &all.keys[first_entry * dk..(first_entry + entries) * dk],
+                            FoldBase::Head(own[0]),
+                        ),
+                        Some(keys) => {
+                            let first = head * self.placement.fold_weights + weights;
+                            let both = &keys[first * dk..(first + entries + 1) * dk];
+                            let (keys, base) = both.split_at(entries * dk);
+                            (keys, FoldBase::Channels(base))
+                        }
+                    };
                     let (source, destination) = match (durable, &mut base) {
                         (true, BasePart::Owned(owned)) => match state {
-                            GroupState::Zero => (FoldSource::Zero, &mut **owned),
-                            _ => (FoldSource::InPlace, &mut **owned),
+                            GroupState::Zero => (FoldSource::Zero, owned.reborrow()),
+                            _ => (FoldSource::InPlace, owned.reborrow()),
                         },
-                        (_, base) => match state {
-                            GroupState::Zero => (FoldSource::Zero, &mut *preview),
-                            GroupState::Base => {
-                                (FoldSource::From(base.values().unwrap_or(&[])), &mut *preview)
-                            }
-                            GroupState::Preview => (FoldSource::InPlace, &mut *preview),
+                        (_, base) => match (state, base.values()) {
+                            (GroupState::Base, Some(base)) => (FoldSource::From(base), preview.reborrow()),
+                            (GroupState::Preview, _) => (FoldSource::InPlace, preview.reborrow()),
+                            _ => (FoldSource::Zero, preview.reborrow()),
                         },
                     };
                     self.kernels.linear.fold_tile(FoldTile {
                         source,
                         destination,
                         dk,
-                        keys: &all.keys[first_entry * dk..(first_entry + entries) * dk],
-                        base: own[0],
+                        keys,
+                        base: decay,
                         weights: each,
                         deltas: &deltas[first_entry * lanes..(first_entry + entries) * lanes],
                         delta_stride: lanes,
-                        ahead: std::mem::take(&mut ahead),
+                        ahead,
                     });
                     state = if durable { GroupState::Base } else { GroupState::Preview };
                 }

@@ -13,12 +13,14 @@ mod unit;
 use std::sync::Arc;
 
 use millpond_simd::kernels::Kernels;
+use millpond_simd::linear::Ahead;
 
 use super::scratch::{Buffer, grown};
 use crate::par::{SharedRows, each_mut};
 use crate::state::PassPlan;
 use crate::state::layout::{LinearLayout, StateLayout};
-use crate::state::memory::{LayerLog, SequenceMemory};
+use crate::state::logs::{LogMut, LogRef, log_len};
+use crate::state::memory::{SequenceMemory, StateType};
 use crate::weights::LinearWeights;
 use groups::BasePart;
 pub use placement::Placement;
@@ -68,7 +70,7 @@ pub enum RowInputs<'a> {
         values: &'a [f32],
         /// `[rows][Hv]`, the write strength.
         beta: &'a [f32],
-        /// `[rows][Hv]`, the log decay.
+        /// `[rows][Hv]`, the log decay; `[rows][Hv][dk]` where it is by key channel.
         decay: &'a [f32],
     },
 }
@@ -85,6 +87,10 @@ pub struct LinearStream<'a> {
     pub scratch: &'a mut LinearScratch,
     /// Operands of the rows.
     pub inputs: RowInputs<'a>,
+    /// What is read after this sequence, from [`first_unit`].
+    pub next: Ahead,
+    /// Sequences of the batch.
+    pub together: usize,
     /// `[rows][Hv dv]`, receives what the state returns.
     pub out: &'a mut [f32],
 }
@@ -93,7 +99,7 @@ pub struct LinearStream<'a> {
 #[derive(Default)]
 pub struct LinearScratch {
     /// Log of a pass whose rows do not fit the sequence's own.
-    long_log: Option<LayerLog>,
+    long_log: Buffer,
     /// `[rows][value_heads]`: beta and log decay.
     betas: Buffer,
     decays: Buffer,
@@ -103,6 +109,11 @@ pub struct LinearScratch {
 struct Pass<'a> {
     kernels: &'a Kernels,
     layout: &'a LinearLayout,
+    state_type: StateType,
+    /// Whether units are worth cutting.
+    few_units: bool,
+    /// What is read after the last unit.
+    next: Ahead,
     plan: &'a PassPlan,
     placement: &'a Placement,
     /// Entries the log has room for.
@@ -127,6 +138,21 @@ pub fn mix_batch<'a>(
     });
 }
 
+/// Units of work from which on they are not cut.
+const ENOUGH_UNITS: usize = 64;
+
+/// What the first unit of a sequence reads of its base in linear layer `index`.
+pub fn first_unit(state: &StateLayout, index: usize, plan: &PassPlan, memory: &SequenceMemory) -> Ahead {
+    let layout = &state.linear[index];
+    let unit = layout.base_len() / layout.spec.key_heads;
+    match &memory.base {
+        Some(base) if plan.has_base => {
+            Ahead::of_state(base.part(layout.base_offset..layout.base_offset + unit))
+        }
+        _ => Ahead::NONE,
+    }
+}
+
 /// Runs one sequence's rows through the state of one layer.
 pub(super) fn mix(
     kernels: &Kernels,
@@ -135,21 +161,24 @@ pub(super) fn mix(
     parameters: LinearParameters<'_>,
     stream: LinearStream<'_>,
 ) {
-    let LinearStream { plan, placement, memory, scratch, inputs, out } = stream;
+    let LinearStream { plan, placement, memory, scratch, inputs, next, together, out } = stream;
     let layout = &state.linear[index];
     let (spec, needed) = (&layout.spec, plan.log + plan.rows);
-    let in_place = needed <= memory.logs[index].capacity;
-    let mut long_log = scratch.long_log.take().filter(|_| !in_place);
-    if !in_place {
-        let log = match long_log.take() {
-            Some(log) if fits(&log, layout, needed) => long_log.insert(log),
-            _ => long_log.insert(LayerLog::new(layout, needed)),
-        };
-        log.copy_entries(&memory.logs[index], layout, 0, plan.log);
-    }
-    let log = long_log.as_mut().unwrap_or(&mut memory.logs[index]);
+    let layers = &state.linear;
+    let long = needed > memory.logs.capacity();
+    let log = if long {
+        let mut log = LogMut::over(grown(&mut scratch.long_log, log_len(layout, needed)), layout, needed);
+        log.copy_entries(memory.logs.layer(layers, index), layout, 0, plan.log);
+        log
+    } else {
+        memory.logs.layer_mut(layers, index)
+    };
 
-    let ring = Ring { rows: &memory.conv[index], count: memory.conv_rows, channels: spec.conv_channels() };
+    let ring = Ring {
+        rows: memory.rings.layer(layers, index),
+        count: memory.rings.rows(),
+        channels: spec.conv_channels(),
+    };
     let (source, betas, decays) = match inputs {
         RowInputs::Projected { qkv, beta, alpha } => {
             let betas = grown(&mut scratch.betas, beta.len());
@@ -164,6 +193,9 @@ pub(super) fn mix(
     let pass = Pass {
         kernels,
         layout,
+        state_type: state.state_type,
+        few_units: together * spec.key_heads < ENOUGH_UNITS,
+        next,
         plan,
         placement,
         capacity: log.capacity,
@@ -175,32 +207,28 @@ pub(super) fn mix(
         Some(base) if plan.durably_folded() > 0 => {
             // Unshared: the backend copied it before the pass where it was not.
             let arena = Arc::get_mut(base).expect("a base that is folded is not shared");
-            BasePart::Owned(&mut arena.values_mut()[base_range])
+            BasePart::Owned(arena.part_mut(base_range))
         }
-        Some(base) if plan.has_base => BasePart::Shared(&base.values()[base_range]),
+        Some(base) if plan.has_base => BasePart::Shared(base.part(base_range)),
         _ => BasePart::Zero,
     };
     pass.key_heads(HeadsPart {
         first: 0,
         count: spec.key_heads,
-        keys: &mut log.keys,
-        deltas: &mut log.deltas,
-        gates: &mut log.gates,
+        keys: log.keys,
+        deltas: log.deltas,
+        gates: log.gates,
         base,
     });
 
     if let RowInputs::Projected { qkv, .. } = inputs {
-        ring_write(&mut memory.conv[index], memory.conv_rows, plan.start, qkv, spec.conv_channels());
+        let rows = memory.rings.rows();
+        let ring = memory.rings.layer_mut(layers, index);
+        ring_write(ring, rows, plan.start, qkv, spec.conv_channels());
     }
-    if let Some(log) = long_log {
-        memory.logs[index].copy_entries(&log, layout, plan.durably_folded(), plan.log_after());
-        scratch.long_log = Some(log);
+    if long {
+        let log = LogRef::over(&scratch.long_log, layout, needed);
+        let mut own = memory.logs.layer_mut(layers, index);
+        own.copy_entries(log, layout, plan.durably_folded(), plan.log_after());
     }
-}
-
-fn fits(log: &LayerLog, layout: &LinearLayout, needed: usize) -> bool {
-    let fresh = (layout.spec.key_heads * layout.spec.key_dim, layout.total_groups() * layout.group_lanes());
-    log.capacity >= needed
-        && log.keys.len() == fresh.0 * log.capacity
-        && log.deltas.len() == fresh.1 * log.capacity
 }

@@ -2,13 +2,15 @@
 
 use std::cell::RefCell;
 
-use millpond_models::{HeadMap, LinearSpec};
-use millpond_simd::linear::panel_len;
+use half::bf16;
+use millpond_models::{Decay, HeadMap, LinearSpec};
+use millpond_simd::linear::{Ahead, ChannelWindow, StateMut, panel_len};
 
 use super::Pass;
-use super::groups::{BasePart, GroupsPart, Operands};
+use super::groups::{BasePart, GroupsPart, Operands, Requests};
 use super::placement::Placed;
 use crate::backend::cpu::scratch::{Buffer, grown};
+use crate::state::memory::StateType;
 
 /// The log and the base of consecutive key heads.
 pub(super) struct HeadsPart<'a> {
@@ -18,7 +20,7 @@ pub(super) struct HeadsPart<'a> {
     pub(super) keys: &'a mut [f32],
     /// `[count][value heads of a key head][groups][capacity][group lanes]`.
     pub(super) deltas: &'a mut [f32],
-    /// `[count][value heads of a key head][capacity]`.
+    /// `[count][value heads of a key head][capacity][decay width]`.
     pub(super) gates: &'a mut [f32],
     /// `[count][value heads of a key head][groups][group_len]`.
     pub(super) base: BasePart<'a>,
@@ -53,7 +55,7 @@ struct UnitScratch {
     /// Key-key and key-query products of every window.
     key_key: Buffer,
     key_query: Buffer,
-    /// Keys and queries of every window, packed.
+    /// Keys and queries of every window, packed: once, or for each value head where decays are by key channel.
     key_panels: Buffer,
     /// `[r][2 scores]`: coefficients of every window, packed.
     coefficients: Buffer,
@@ -66,8 +68,23 @@ struct UnitScratch {
     base: Buffer,
     /// `[r][fold weights]`: decay of each entry at its fold; the base's own comes last.
     folds: Buffer,
-    /// `[r][groups][group_len]`: the base after a preview fold.
+    /// `[r][fold weights][key_dim]`, where decays are by key channel: keys with their weights, the base's decay last.
+    fold_keys: Buffer,
+    /// Working memory of kernels.
+    channels: Buffer,
+    /// `[r][groups][group_len]`: the base after a preview fold, in the type of the base.
     preview: Buffer,
+    short_preview: Buffer<bf16>,
+}
+
+/// Operands of a value head whose state decays by key channel.
+struct Channels<'a> {
+    keys: &'a [f32],
+    queries: &'a [f32],
+    gates: &'a [f32],
+    key_panel: &'a mut [f32],
+    fold_keys: &'a mut [f32],
+    scratch: &'a mut [f32],
 }
 
 thread_local! {
@@ -102,21 +119,32 @@ impl Pass<'_> {
         let (spec, rows) = (&self.layout.spec, self.plan.rows);
         let (group, lanes) = (spec.value_heads / spec.key_heads, self.layout.group_lanes());
         let groups = group * self.layout.groups();
-        self.key_side(key_head, keys, scratch);
-        self.value_side(key_head, gates, scratch);
+        let next = if key_head + 1 < spec.key_heads {
+            base.values().map_or(Ahead::NONE, |base| Ahead::of_state(base).following())
+        } else {
+            self.next
+        };
+        let requests = Requests::new(&base, next, groups);
+        self.key_side(key_head, keys, scratch, &requests);
+        self.value_side(key_head, (keys, gates), scratch, &requests);
 
         let outputs = grown(&mut scratch.outputs, groups * rows * lanes);
-        let preview_len = if self.placement.previews { self.layout.group_len() } else { 0 };
-        let preview = grown(&mut scratch.preview, groups * preview_len);
+        let preview_len = if self.placement.previews { groups * self.layout.group_len() } else { 0 };
+        let preview = match self.state_type {
+            StateType::F32 => StateMut::F32(grown(&mut scratch.preview, preview_len)),
+            StateType::Bf16 => StateMut::Bf16(grown(&mut scratch.short_preview, preview_len)),
+        };
         let operands = Operands {
             keys,
             key_panels: &scratch.key_panels,
+            panel_stride: if self.by_channel() { panel_len(rows, spec.key_dim) } else { 0 },
             coefficients: &scratch.coefficients,
             values: &scratch.values,
             betas: &scratch.betas,
             base: &scratch.base,
             folds: &scratch.folds,
-            last: key_head + 1 == spec.key_heads,
+            fold_keys: self.by_channel().then_some(&*scratch.fold_keys),
+            requests,
         };
         let part = GroupsPart { first: 0, count: groups, deltas, base, outputs: &mut *outputs, preview };
         self.groups(&operands, part);
@@ -124,7 +152,7 @@ impl Pass<'_> {
         self.write_out(key_head, outputs);
         let (dropped, kept) = (self.plan.durably_folded(), self.plan.log_after());
         if dropped > 0 && kept > 0 {
-            for (values, width) in [(keys, spec.key_dim), (deltas, lanes), (gates, 1)] {
+            for (values, width) in [(keys, spec.key_dim), (deltas, lanes), (gates, spec.decay_width())] {
                 for block in values.chunks_exact_mut(self.capacity * width) {
                     block.copy_within(dropped * width..(dropped + kept) * width, 0);
                 }
@@ -132,8 +160,18 @@ impl Pass<'_> {
         }
     }
 
+    /// Whether the state decays by key channel, so that value heads share no products.
+    fn by_channel(&self) -> bool {
+        self.layout.spec.decay == Decay::PerKeyChannel
+    }
+
+    /// Moments at which the preparation of a unit asks for memory: two for its keys, two for each of its value heads.
+    fn moments(&self) -> usize {
+        2 + 2 * self.layout.spec.value_heads / self.layout.spec.key_heads
+    }
+
     /// Queries and keys, and the products every value head shares.
-    fn key_side(&self, head: usize, keys: &mut [f32], scratch: &mut UnitScratch) {
+    fn key_side(&self, head: usize, keys: &mut [f32], scratch: &mut UnitScratch, requests: &Requests) {
         let (spec, rows) = (&self.layout.spec, self.plan.rows);
         let (dk, scores) = (spec.key_dim, self.placement.scores);
         let queries = grown(&mut scratch.queries, rows * dk);
@@ -145,6 +183,11 @@ impl Pass<'_> {
             let key = &mut keys[(self.plan.log + row) * dk..][..dk];
             self.front.query_and_key(self.kernels.vector, spec, row, head, query, key);
         }
+        let (moments, mut moment) = (self.moments(), 0);
+        requests.prepare(moment, moments);
+        if self.by_channel() {
+            return;
+        }
         for step in &self.placement.steps {
             let Placed::Window { first_entry, committed, row, rows, scores } = *step else { continue };
             let entries = committed + rows;
@@ -153,13 +196,23 @@ impl Pass<'_> {
             let keys = &keys[first_entry * dk..(first_entry + entries) * dk];
             let (key_key, key_query) = (&mut key_key[block.clone()], &mut key_query[block]);
             self.kernels.linear.key_scores(keys, queries, dk, key_key, key_query);
+            if moment == 0 {
+                moment = 1;
+                requests.prepare(moment, moments);
+            }
             let panel = &mut panels[panel_len(row, dk)..panel_len(row + rows, dk)];
             self.kernels.linear.pack_window(&keys[committed * dk..], queries, dk, panel);
         }
     }
 
     /// Values, gates, and the coefficients of every window and fold, of every value head of the unit.
-    fn value_side(&self, key_head: usize, gates: &mut [f32], scratch: &mut UnitScratch) {
+    fn value_side(
+        &self,
+        key_head: usize,
+        (keys, gates): (&[f32], &mut [f32]),
+        scratch: &mut UnitScratch,
+        requests: &Requests,
+    ) {
         let (spec, rows, log) = (&self.layout.spec, self.plan.rows, self.plan.log);
         let (heads, group) = (spec.value_heads, spec.value_heads / spec.key_heads);
         let (lanes, head_lanes) =
@@ -170,12 +223,20 @@ impl Pass<'_> {
         let base = grown(&mut scratch.base, group * rows);
         let coefficients = grown(&mut scratch.coefficients, group * 2 * scores);
         let fold_weights = grown(&mut scratch.folds, group * folds);
+        let (dk, width) = (spec.key_dim, spec.decay_width());
+        let (panel, channels) = (panel_len(rows, dk), if self.by_channel() { group } else { 0 });
+        if channels > 0 {
+            grown(&mut scratch.key_panels, channels * panel);
+            grown(&mut scratch.fold_keys, channels * folds * dk);
+            grown(&mut scratch.channels, 2 * dk);
+        }
         for j in 0..group {
             let head = value_head(spec, key_head, j);
-            let gates = &mut gates[j * self.capacity..(j + 1) * self.capacity];
+            let gates = &mut gates[j * self.capacity * width..(j + 1) * self.capacity * width];
             for row in 0..rows {
                 betas[j * rows + row] = self.front.betas[row * heads + head];
-                gates[log + row] = self.front.decays[row * heads + head];
+                let decays = &self.front.decays[(row * heads + head) * width..][..width];
+                gates[(log + row) * width..][..width].copy_from_slice(decays);
                 for tile_group in 0..self.layout.groups() {
                     let at = j * rows * head_lanes + (tile_group * rows + row) * lanes;
                     let width = lanes.min(spec.value_dim - tile_group * lanes);
@@ -185,10 +246,24 @@ impl Pass<'_> {
                     self.front.values(self.kernels.vector, spec, row, head, first, &mut values[..width]);
                 }
             }
+            requests.prepare(2 + 2 * j, self.moments());
             let base = &mut base[j * rows..(j + 1) * rows];
             let panels = &mut coefficients[j * 2 * scores..(j + 1) * 2 * scores];
             let weights = &mut fold_weights[j * folds..(j + 1) * folds];
-            self.coefficients(gates, (&scratch.key_key, &scratch.key_query), base, panels, weights);
+            if channels > 0 {
+                let channels = Channels {
+                    keys,
+                    queries: &scratch.queries,
+                    gates,
+                    key_panel: &mut scratch.key_panels[j * panel..(j + 1) * panel],
+                    fold_keys: &mut scratch.fold_keys[j * folds * dk..(j + 1) * folds * dk],
+                    scratch: &mut scratch.channels,
+                };
+                self.channel_coefficients(channels, base, panels, weights);
+            } else {
+                self.coefficients(gates, (&scratch.key_key, &scratch.key_query), base, panels, weights);
+            }
+            requests.prepare(3 + 2 * j, self.moments());
         }
     }
 
@@ -218,6 +293,43 @@ impl Pass<'_> {
                     let (each, own) = fold_weights[weights..weights + entries + 1].split_at_mut(entries);
                     let gates = &gates[first_entry..first_entry + entries];
                     own[0] = self.kernels.linear.fold_weights(gates, each);
+                }
+            }
+        }
+    }
+
+    /// The same of a value head whose state decays by key channel: decays go into its keys, and weights are ones.
+    fn channel_coefficients(
+        &self,
+        channels: Channels<'_>,
+        base: &mut [f32],
+        panels: &mut [f32],
+        fold_weights: &mut [f32],
+    ) {
+        let Channels { keys, queries, gates, key_panel, fold_keys, scratch } = channels;
+        let dk = self.layout.spec.key_dim;
+        base.fill(1.0);
+        fold_weights.fill(1.0);
+        for step in &self.placement.steps {
+            match *step {
+                Placed::Window { first_entry, committed, row, rows, scores } => {
+                    let entries = committed + rows;
+                    let log = first_entry * dk..(first_entry + entries) * dk;
+                    self.kernels.linear.channel_window(ChannelWindow {
+                        keys: &keys[log.clone()],
+                        queries: &queries[row * dk..(row + rows) * dk],
+                        decays: &gates[log],
+                        dk,
+                        panel: &mut key_panel[panel_len(row, dk)..panel_len(row + rows, dk)],
+                        coefficients: &mut panels[2 * scores..2 * (scores + rows * entries)],
+                        scratch,
+                    });
+                }
+                Placed::Fold { first_entry, entries, weights, .. } => {
+                    let log = first_entry * dk..(first_entry + entries) * dk;
+                    let both = &mut fold_keys[weights * dk..(weights + entries + 1) * dk];
+                    let (weighted, base) = both.split_at_mut(entries * dk);
+                    self.kernels.linear.channel_fold(&keys[log.clone()], &gates[log], weighted, base);
                 }
             }
         }
