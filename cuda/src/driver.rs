@@ -23,7 +23,7 @@ const PTX_80: [&str; 3] = [
 const PTX_90: [&str; 3] = [
     include_str!("../kernels/ptx/linear.sm_90.ptx"),
     include_str!("../kernels/ptx/model.sm_90.ptx"),
-    include_str!("../kernels/ptx/matmul.sm_80.ptx"),
+    include_str!("../kernels/ptx/matmul.sm_90.ptx"),
 ];
 
 /// Shared memory of a block that needs no permission.

@@ -14,7 +14,7 @@ fn kernels() -> std::path::PathBuf {
 
 /// Modules of kernels, and the forms each is compiled to.
 const MODULES: [(&str, &[&str]); 3] =
-    [("linear", &["sm_80", "sm_90"]), ("matmul", &["sm_80"]), ("model", &["sm_80", "sm_90"])];
+    [("linear", &["sm_80", "sm_90"]), ("matmul", &["sm_80", "sm_90"]), ("model", &["sm_80", "sm_90"])];
 
 /// A module's source and all that it includes, by name.
 fn sources(module: &str) -> BTreeMap<String, Vec<u8>> {

@@ -76,7 +76,7 @@ impl CudaBackend {
             log_capacity: MAX_ENTRIES,
             max_window: options.buffer.max_window,
             processors: device.processors(),
-            overlap: false,
+            overlap: true,
         };
         let mut linear = Vec::with_capacity(layout.linear.len());
         for (layer, weights) in layout.linear.iter().zip(linear_weights(weights)) {
@@ -96,7 +96,7 @@ impl CudaBackend {
             device: device.clone(),
             arithmetic: options.arithmetic,
             half_cache: options.kv_type == KvType::F16,
-            overlap: false,
+            overlap: true,
         };
         let executor = Executor::new(ops, spec.clone(), &layout, weights, shapes)?;
         let page_bytes = options.kv_type.bytes(layout.page_len).unwrap_or(0);
