@@ -300,6 +300,12 @@ impl TokenTables {
                 return Err(entry("text slots", index, "names no token"));
             }
         }
+        // A token that is matched as a whole but cannot be looked up would be given an id beyond the vocabulary.
+        for (index, (_, text, _)) in self.added().enumerate() {
+            if self.id(text).is_none() {
+                return Err(entry("added tokens", index, "is not found by its text"));
+            }
+        }
         for (index, slot) in self.merge_slots().iter().enumerate() {
             let [left, right, rank, merged] = words_of(slot);
             if rank != NONE && (left >= tokens || right >= tokens || merged >= tokens) {
