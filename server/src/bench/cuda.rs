@@ -3,6 +3,7 @@
 //! A way is timed as CUDA graphs over layers that together outgrow every cache; its figure is the median of replays.
 //! Rates are those of a copy within the card, read and written.
 
+use millpond::state::memory::StateType;
 use millpond_cuda::Device;
 use millpond_cuda::driver::Driver;
 use millpond_cuda::linear::bench::{LinearBench, Timing, copy_rate};
@@ -21,6 +22,10 @@ pub(super) fn measure(
     args: &LinearArgs,
     report: &mut dyn FnMut(Event<'_>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
+    anyhow::ensure!(
+        args.state_type == StateType::F32,
+        "on a card base states are f32; --state-type must be f32"
+    );
     let driver = Driver::new(0)?;
     let rate = copy_rate(&driver)?;
     let rates = Rates { read: rate, copy: rate, update: rate };
@@ -31,6 +36,7 @@ pub(super) fn measure(
             key_heads: shape.key_heads,
             value_heads: shape.value_heads,
             state_bytes: spec.state_bytes(),
+            state_type: args.state_type.to_string(),
             threads: driver.processors(),
             isa: driver.describe(),
             cache_bytes: 0,
