@@ -275,9 +275,9 @@ pub(crate) fn cache_report(usage: &Usage) -> String {
 pub(crate) fn report(args: &GenerationArgs, usage: &Usage) {
     let style = Style::stderr();
     if args.stats {
-        eprintln!("{}", style.faint(&summary(usage)));
+        super::output::note!("{}", style.faint(&summary(usage)));
     }
     if args.print_cache_report {
-        eprintln!("{}", style.faint(&cache_report(usage)));
+        super::output::note!("{}", style.faint(&cache_report(usage)));
     }
 }

@@ -65,7 +65,7 @@ pub(crate) fn talk(settings: &ChatSettings) -> anyhow::Result<()> {
     let interrupt = Interrupt::install()?;
     if std::io::stdin().is_terminal() && std::io::stderr().is_terminal() {
         let words = format!("{}: say something; /help lists what else there is", model.info.name);
-        eprintln!("{}", Style::stderr().faint(&words));
+        super::output::note!("{}", Style::stderr().faint(&words));
     }
     let mut chat = Chat { model, engine, interrupt, settings, options, grammar, messages: Vec::new() };
     chat.check_settings()?;
@@ -93,7 +93,7 @@ pub(crate) fn talk(settings: &ChatSettings) -> anyhow::Result<()> {
 fn report(result: anyhow::Result<()>) -> anyhow::Result<()> {
     match result {
         Err(error) if super::failure::exit_code(&error) != 0 => {
-            eprintln!("{}", Style::stderr().alarm(&super::failure::text(&error)));
+            super::output::note!("{}", Style::stderr().alarm(&super::failure::text(&error)));
             Ok(())
         }
         other => other,
@@ -168,7 +168,7 @@ impl Chat {
 
     fn command(&mut self, name: &str, argument: &str) -> anyhow::Result<()> {
         match name {
-            "help" | "?" => eprintln!("{HELP}"),
+            "help" | "?" => super::output::note!("{HELP}"),
             "reset" | "clear" => self.reset(),
             "system" => {
                 self.settings.system_prompt = Some(argument.to_owned()).filter(|text| !text.is_empty());
@@ -209,7 +209,7 @@ impl Chat {
             messages.iter().all(|message| message["role"].is_string() && message["content"].is_string());
         anyhow::ensure!(well_formed, "a message in {} lacks its role or content", path.display());
         self.messages.clone_from(messages);
-        eprintln!("{} messages", self.messages.len());
+        super::output::note!("{} messages", self.messages.len());
         Ok(())
     }
 }
@@ -255,7 +255,7 @@ impl Prompt {
                 Err(ReadlineError::Interrupted) if self.warned => return Err(Interrupted.into()),
                 Err(ReadlineError::Interrupted) => {
                     self.warned = true;
-                    eprintln!("(once more, or Ctrl-D, to leave)");
+                    super::output::note!("(once more, or Ctrl-D, to leave)");
                 }
                 Err(error) => return Err(error.into()),
             }

@@ -57,7 +57,7 @@ fn refused<T>(error: NoGpu, choice: DeviceName) -> Result<Option<T>, NoGpu> {
         // A program that knows no card has nothing to say about the lack of one.
         (DeviceName::Cpu, _) | (DeviceName::Auto, NoGpu::Build) => {}
         #[cfg(feature = "cuda")]
-        (DeviceName::Auto, _) => eprintln!("millpond: {error}: the processor computes"),
+        (DeviceName::Auto, _) => super::output::note!("millpond: {error}: the processor computes"),
     }
     Ok(None)
 }

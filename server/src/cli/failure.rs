@@ -36,7 +36,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 /// Prints an error, unless it is one that needs no words.
 pub fn report(error: &anyhow::Error) {
     if !is_broken_pipe(error) && !error.is::<Interrupted>() {
-        eprintln!("{}: {}", Style::stderr().alarm("millpond"), text(error));
+        super::output::note!("{}: {}", Style::stderr().alarm("millpond"), text(error));
     }
 }
 

@@ -90,10 +90,10 @@ fn prepare(arguments: Vec<OsString>) -> Result<Cli, ExitCode> {
         report_usage(&error)
     })?;
     if !line.ignored.is_empty() {
-        eprintln!("millpond: ignored, as they have no meaning here: {}", line.ignored.join(" "));
+        output::note!("millpond: ignored, as they have no meaning here: {}", line.ignored.join(" "));
     }
     if let Some(layers) = line.card_layers.filter(|_| !settings::has_cuda()) {
-        eprintln!("millpond: -ngl {layers}: this build has no CUDA backend, the processor computes");
+        output::note!("millpond: -ngl {layers}: this build has no CUDA backend, the processor computes");
     }
     Ok(cli)
 }

@@ -1,4 +1,4 @@
-//! Standard output: only answers go there.
+//! Standard output, where only answers go, and what is told beside them.
 
 use std::io::Write;
 
@@ -22,6 +22,18 @@ pub(crate) fn piece(text: &str) -> anyhow::Result<()> {
     out.flush()?;
     Ok(())
 }
+
+/// Writes a line for people to standard error. Who started the program may have stopped listening there, which is no
+/// reason to end it: `eprintln!` would, and with it a server in the middle of its answers.
+pub(crate) fn notice(text: std::fmt::Arguments<'_>) {
+    let _nobody_listens = writeln!(std::io::stderr().lock(), "{text}");
+}
+
+/// Tells people something on standard error; takes what `format!` takes.
+macro_rules! note {
+    ($($text:tt)*) => { $crate::cli::output::notice(format_args!($($text)*)) };
+}
+pub(crate) use note;
 
 /// Writes rows in columns of one width each; the first names the columns.
 ///

@@ -37,7 +37,7 @@ pub(crate) fn run(args: &PerplexityArgs) -> anyhow::Result<()> {
     for (index, window) in tokens.chunks_exact(args.ctx_size).take(windows).enumerate() {
         score_window(&mut evaluator, window, bos, &mut score)?;
         if std::io::stderr().is_terminal() {
-            eprintln!("[{}/{windows}] {:.4}", index + 1, score.result(windows).perplexity);
+            super::output::note!("[{}/{windows}] {:.4}", index + 1, score.result(windows).perplexity);
         }
     }
     print_result(&score.result(windows), args.json)

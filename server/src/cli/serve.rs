@@ -179,7 +179,7 @@ async fn serve(
     let (stop, stopped) = watch::channel(false);
     let serving = tokio::spawn(listen::serve(listener, tls, app, state.clone(), stopped));
     tokio::spawn(state.clone().sweep());
-    eprintln!("millpond: listening at {shown}");
+    super::output::note!("millpond: listening at {shown}");
     let _listed = RunFile::write(&Running {
         process: std::process::id(),
         address: if shown.starts_with("http") { shown.clone() } else { absolute(&shown) },
@@ -193,17 +193,17 @@ async fn serve(
         signal = signal() => { signal?; return Ok(()) }
     };
     if let Some(handle) = handle {
-        eprintln!(
+        super::output::note!(
             "millpond: serving {} with a context of {} tokens for each request",
             state.pool().own_name(),
             handle.context()
         );
     }
     if let Some(folder) = &args.models_dir {
-        eprintln!("millpond: serving the models in {} as they are asked for", folder.display());
+        super::output::note!("millpond: serving the models in {} as they are asked for", folder.display());
     }
     signal().await?;
-    eprintln!("millpond: stopping; once more to stop at once");
+    super::output::note!("millpond: stopping; once more to stop at once");
     stop.send_replace(true);
     tokio::select! {
         served = serving => served.context("the server failed")?,
@@ -235,7 +235,9 @@ async fn listen(
     let address = listener.local_addr()?;
     config.address = Some(address.ip());
     if !address.ip().is_loopback() && config.api_keys.is_empty() {
-        eprintln!("millpond: anyone who can reach {address} may use this server; --api-key asks for a key");
+        super::output::note!(
+            "millpond: anyone who can reach {address} may use this server; --api-key asks for a key"
+        );
     }
     let scheme = if tls { "https" } else { "http" };
     Ok((Listener::Tcp(listener), format!("{scheme}://{address}")))
