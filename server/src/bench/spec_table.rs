@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use super::spec::{Header, Row};
+use crate::cli::output::line;
 
 /// Prints results.
 pub(super) struct Table {
@@ -15,11 +16,10 @@ impl Table {
     }
 
     pub(super) fn header(&mut self, header: &Header) -> anyhow::Result<()> {
-        let mut out = std::io::stdout().lock();
         if self.json {
-            writeln!(out, "{}", serde_json::to_string(header)?)?;
-            return Ok(());
+            return line(&serde_json::to_string(header)?);
         }
+        let mut out = std::io::stdout().lock();
         writeln!(
             out,
             "\n{}: {} tokens {} times, drafts by {}; {} threads, {}",
@@ -43,11 +43,10 @@ impl Table {
     }
 
     pub(super) fn row(&mut self, row: &Row) -> anyhow::Result<()> {
-        let mut out = std::io::stdout().lock();
         if self.json {
-            writeln!(out, "{}", serde_json::to_string(row)?)?;
-            return Ok(());
+            return line(&serde_json::to_string(row)?);
         }
+        let mut out = std::io::stdout().lock();
         let acceptance = row.acceptance.map_or(String::new(), |share| format!("{:.0}%", 100.0 * share));
         writeln!(
             out,

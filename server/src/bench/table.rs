@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use super::linear::{Header, Row, Way};
+use crate::cli::output::line;
 
 /// Prints results as they come.
 pub(super) struct Table {
@@ -15,11 +16,10 @@ impl Table {
     }
 
     pub(super) fn header(&mut self, header: &Header) -> anyhow::Result<()> {
-        let mut out = std::io::stdout().lock();
         if self.json {
-            writeln!(out, "{}", serde_json::to_string(header)?)?;
-            return Ok(());
+            return line(&serde_json::to_string(header)?);
         }
+        let mut out = std::io::stdout().lock();
         writeln!(
             out,
             "\n{}: {} key heads, {} value heads, state {:.2} MiB a sequence and layer, kept in {}; {} threads, {}, cache {} MiB{}",
@@ -62,11 +62,10 @@ impl Table {
     }
 
     pub(super) fn row(&mut self, row: &Row) -> anyhow::Result<()> {
-        let mut out = std::io::stdout().lock();
         if self.json {
-            writeln!(out, "{}", serde_json::to_string(row)?)?;
-            return Ok(());
+            return line(&serde_json::to_string(row)?);
         }
+        let mut out = std::io::stdout().lock();
         let ratio = |value: Option<f64>| value.map_or(String::new(), |value| format!("{value:.2}"));
         writeln!(
             out,

@@ -28,7 +28,7 @@ mod man;
 mod models;
 mod nearest;
 mod origin;
-mod output;
+pub(crate) mod output;
 mod pack;
 mod perplexity;
 mod progress;
