@@ -247,8 +247,8 @@ impl Runner {
         self.options.policy(&self.layout, first)
     }
 
-    /// Appends a whole prompt, `slice` rows at a time, cut at absolute multiples of the chunk. Logits are those of
-    /// the last slice.
+    /// Appends a whole prompt, `slice` rows at a time, cut at absolute multiples of the chunk, or inside chunks if
+    /// `slice` is smaller than one: the bits are the same. Logits are those of the last slice.
     ///
     /// # Errors
     /// As for [`Runner::step`].
@@ -261,11 +261,13 @@ impl Runner {
     ) -> Result<&Outputs, RunError> {
         let mut rest = tokens;
         loop {
-            let take = prefill_slice(sequence.position(), rest.len(), slice);
+            let position = sequence.position();
+            let take = prefill_piece(position, rest.len(), slice);
+            let kind = prefill_kind(position, rest.len(), take);
             let (now, later) = rest.split_at(take);
             let last = later.is_empty();
             let logits = if last { logits } else { WantLogits::None };
-            self.step(&mut [Work { sequence, tokens: now, kind: PassKind::Prefill, logits }])?;
+            self.step(&mut [Work { sequence, tokens: now, kind, logits }])?;
             if last {
                 return Ok(&self.outputs);
             }
@@ -357,6 +359,29 @@ impl Runner {
     }
 }
 
+/// Rows at whose multiples a chunk may be cut.
+pub const PIECE: usize = 8;
+
+/// Rows of the next slice of a prompt, as [`prefill_slice`] has them, or fewer than a chunk where `slice` asks for fewer:
+/// what is read then is a piece of a chunk, see [`prefill_kind`].
+pub fn prefill_piece(position: usize, left: usize, slice: usize) -> usize {
+    let to_edge = PREFILL_CHUNK - position % PREFILL_CHUNK;
+    if slice >= to_edge {
+        return prefill_slice(position, left, slice);
+    }
+    let end = (position + slice.max(PIECE)) / PIECE * PIECE;
+    left.min(end - position)
+}
+
+/// What the next `rows` rows are of a prompt of which `left` rows are left: the piece of a chunk is told apart, so that its
+/// bits are those of the whole chunk.
+pub fn prefill_kind(position: usize, left: usize, rows: usize) -> PassKind {
+    let end = position + rows;
+    let chunk_end = end.next_multiple_of(PREFILL_CHUNK);
+    let piece = end < chunk_end && chunk_end <= position + left;
+    if piece { PassKind::PrefillPart } else { PassKind::Prefill }
+}
+
 /// Rows of the next slice of a prompt: at most `slice` (at least one chunk), and ending at an absolute multiple of
 /// the chunk unless it ends the prompt.
 pub fn prefill_slice(position: usize, left: usize, slice: usize) -> usize {
@@ -375,5 +400,21 @@ mod tests {
         assert_eq!(prefill_slice(10, 1000, 1), 54);
         assert_eq!(prefill_slice(64, 1000, 64), 64);
         assert_eq!(prefill_slice(64, 30, 64), 30);
+    }
+
+    #[test]
+    fn pieces_end_inside_chunks_where_they_have_to() {
+        assert_eq!(prefill_piece(0, 1000, 512), 512);
+        assert_eq!(prefill_piece(0, 1000, 63), 56);
+        assert_eq!(prefill_piece(64, 1000, 20), 16);
+        assert_eq!(prefill_piece(80, 1000, 1), 8);
+        assert_eq!(prefill_piece(83, 1000, 3), 5);
+        assert_eq!(prefill_piece(112, 1000, 20), 16, "to the edge");
+        assert_eq!(prefill_piece(112, 10, 1000), 10);
+        assert_eq!(prefill_kind(64, 1000, 16), PassKind::PrefillPart);
+        assert_eq!(prefill_kind(64, 63, 16), PassKind::Prefill, "the last chunk is none");
+        assert_eq!(prefill_kind(64, 64, 16), PassKind::PrefillPart);
+        assert_eq!(prefill_kind(80, 48, 48), PassKind::Prefill);
+        assert_eq!(prefill_kind(0, 1000, 128), PassKind::Prefill);
     }
 }

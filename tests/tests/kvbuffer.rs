@@ -208,7 +208,7 @@ proptest! {
 }
 
 #[test]
-fn prefill_slices_at_chunk_boundaries_give_equal_bits() {
+fn prefill_slices_and_pieces_of_chunks_give_equal_bits() {
     let cases = ["qwen35-dense", "qwen35-real-heads", "qwen3-next"].into_iter();
     for (name, state_type) in cases.flat_map(|name| STATE_TYPES.map(|state_type| (name, state_type))) {
         let model = load(&golden(name));
@@ -217,10 +217,11 @@ fn prefill_slices_at_chunk_boundaries_give_equal_bits() {
         let tokens = stream(3, 300);
         let mut whole = runner.create().unwrap();
         let expected = runner.prefill(&mut whole, &tokens, 1 << 20, WantLogits::Last).unwrap().logits.clone();
-        for slice in [64, 128, 200] {
+        for slice in [64, 128, 200, 8, 24, 40] {
             let mut sequence = runner.create().unwrap();
             let got = runner.prefill(&mut sequence, &tokens, slice, WantLogits::Last).unwrap().logits.clone();
             assert_eq!(bits(&got), bits(&expected), "{name}, state in {state_type}, slices of {slice}");
+            assert_eq!(sequence.cursor(), whole.cursor(), "slices of {slice}");
             runner.release(sequence);
         }
     }

@@ -409,7 +409,7 @@ impl Backend for CudaBackend {
                 slot: segment.slot,
                 start: segment.plan.start,
                 rows: segment.plan.rows,
-                prompt: segment.plan.kind == PassKind::Prefill,
+                prompt: segment.plan.kind.is_prompt(),
                 logits: segment.logits,
             })
             .collect();

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use super::drafts::Trail;
 use super::radix::{NodeId, RadixTree};
 use crate::runner::Sequence;
+use crate::state::Cursor;
 use crate::state::cursor::PREFILL_CHUNK;
 use crate::state::memory::MemoryUsage;
 
@@ -203,9 +204,12 @@ impl PrefixCache {
 /// tokens: chunks must lie as they would there.
 fn is_exact(snapshot: &Snapshot, position: usize, length: usize) -> bool {
     let chunk = position / PREFILL_CHUNK * PREFILL_CHUNK;
-    let stateless = snapshot.sequence.cursor().map_or(0, |cursor| cursor.policy().stateless);
+    let cursor = snapshot.sequence.cursor();
+    let stateless = cursor.map_or(0, |cursor| cursor.policy().stateless);
+    // A prompt that was given up inside a chunk has read it as whole ones are read.
+    let open = cursor.is_some_and(Cursor::is_open);
     let logged_only = chunk + PREFILL_CHUNK <= stateless;
-    let same_chunks = position == chunk || length < chunk + PREFILL_CHUNK;
+    let same_chunks = position == chunk || (!open && length < chunk + PREFILL_CHUNK);
     logged_only || (snapshot.prefilled && same_chunks)
 }
 

@@ -46,8 +46,10 @@ impl Recent {
 pub(super) struct CostModel {
     /// Passes without a prompt slice: by streams (from one), then by drafted rows (from none).
     decode: Vec<[Recent; MAX + 1]>,
-    /// Seconds of a row at the start of a prompt.
+    /// Seconds that a row at the start of a prompt adds to a pass.
     prefill_row: Option<f64>,
+    /// Passes with rows of prompts.
+    prefills: usize,
     /// Seconds that a row costs more for each token before it: attention looks at all of them.
     prefill_depth: f64,
     /// Passes that make drafts, by their source.
@@ -57,7 +59,13 @@ pub(super) struct CostModel {
 impl Default for CostModel {
     fn default() -> CostModel {
         let decode = vec![[Recent::default(); MAX + 1]; MAX];
-        CostModel { decode, prefill_row: None, prefill_depth: 0.0, draft_pass: Default::default() }
+        CostModel {
+            decode,
+            prefill_row: None,
+            prefills: 0,
+            prefill_depth: 0.0,
+            draft_pass: Default::default(),
+        }
     }
 }
 
@@ -79,7 +87,8 @@ impl CostModel {
             }
             return;
         }
-        let beside = self.decode_pass(streams, drafted).unwrap_or(0.0);
+        // A pass without decode rows reads the weights too.
+        let beside = self.decode_pass(streams.max(1), drafted).unwrap_or(0.0);
         // A pass that holds both is never cheaper than its decode rows alone; a tenth guards against noise.
         let row = (seconds - beside).max(seconds * 0.1) / slice as f64;
         match self.prefill_row {
@@ -87,9 +96,12 @@ impl CostModel {
                 let more = ((row - base) / depth as f64).max(0.0);
                 self.prefill_depth = blend(self.prefill_depth, more);
             }
+            // The first pass touches the weights for the first time.
+            Some(base) if self.prefills == 1 && row < base => self.prefill_row = Some(row),
             Some(base) => self.prefill_row = Some(blend(base, row)),
             None => self.prefill_row = Some(row),
         }
+        self.prefills += 1;
     }
 
     /// Records passes of the prediction head or the draft model.
@@ -148,7 +160,7 @@ impl CostModel {
         self.decode_pass(streams, drafted).map_or(took, |usual| took.min(1.25 * usual))
     }
 
-    /// Seconds of a row at the start of a prompt.
+    /// Seconds that a row at the start of a prompt adds to a pass.
     pub(super) fn prefill_row(&self) -> Option<f64> {
         self.prefill_row
     }

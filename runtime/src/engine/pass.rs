@@ -7,7 +7,7 @@ use super::scheduler::Plan;
 use super::stream::Stream;
 use super::worker::{Outcome, Worker};
 use crate::backend::{Outputs, WantLogits};
-use crate::runner::{RunError, Runner, Sequence, Work};
+use crate::runner::{RunError, Runner, Sequence, Work, prefill_kind};
 use crate::state::PassKind;
 
 /// Rows of one stream in a pass.
@@ -27,13 +27,15 @@ impl Worker {
         for (index, stream) in self.running.iter_mut().enumerate() {
             let prefill = plan.slices.iter().find(|slice| slice.id == stream.id);
             let (rows, kind, logits) = if let Some(slice) = prefill {
-                let ends = stream.position() + slice.rows == stream.prompt_len();
+                let position = stream.position();
+                let left = stream.prompt_len() - position;
+                let ends = slice.rows == left;
                 let logits = match () {
                     () if stream.request.echo => WantLogits::All,
                     () if ends && stream.limit > 0 => WantLogits::Last,
                     () => WantLogits::None,
                 };
-                (slice.rows, PassKind::Prefill, logits)
+                (slice.rows, prefill_kind(position, left, slice.rows), logits)
             } else if plan.decode.contains(&stream.id) {
                 stream.window.clear();
                 stream.window.extend(stream.tokens.last());
@@ -62,24 +64,22 @@ impl Worker {
                 _ => self.pass_one_by_one(),
             };
         }
-        let streams = self.lanes.iter().filter(|lane| lane.kind == PassKind::Window).count();
-        let rows_of = |kind: PassKind| {
-            self.lanes.iter().filter(|lane| lane.kind == kind).map(|lane| lane.rows).sum::<usize>()
-        };
-        let (decode, slice) = (rows_of(PassKind::Window), rows_of(PassKind::Prefill));
+        let run = started.elapsed();
+        let of_prompts = |prompts: bool| self.lanes.iter().filter(move |lane| lane.kind.is_prompt() == prompts);
+        let rows_of = |prompts: bool| of_prompts(prompts).map(|lane| lane.rows).sum::<usize>();
+        let (streams, decode, slice) = (of_prompts(false).count(), rows_of(false), rows_of(true));
         self.slices += u64::from(slice > 0);
-        let depths = self.lanes.iter().filter(|lane| lane.kind == PassKind::Prefill);
-        let depths = depths.map(|lane| lane.rows * lane.sequence.position()).sum::<usize>();
+        let depths = of_prompts(true).map(|lane| lane.rows * lane.sequence.position()).sum::<usize>();
         let depth = depths / slice.max(1);
+        let read: Vec<usize> = of_prompts(true).map(|lane| lane.stream).collect();
         let outputs = std::mem::take(self.runner.outputs_mut());
-        let prompts = self.lanes.iter().filter(|lane| lane.kind == PassKind::Prefill);
-        let read: Vec<usize> = prompts.map(|lane| lane.stream).collect();
         let before = self.generated;
         let outcomes = self.digest(&outputs);
         *self.runner.outputs_mut() = outputs;
         self.read_trails();
         self.read_prompts_ahead(&read);
         let took = started.elapsed();
+        tracing::trace!(streams, decode, prompts = read.len(), slice, depth, ?run, ?took, "pass");
         self.costs.record(streams, decode - streams, slice, depth, took);
         let seconds = took.as_secs_f64() + self.drafting;
         if slice == 0 {
@@ -128,7 +128,9 @@ impl Worker {
             let (states, rest) = hidden.split_at(states);
             hidden = rest;
             let outcome = match lane.kind {
-                PassKind::Prefill => self.digest_prompt(lane, mine, states, &mut outcomes),
+                PassKind::Prefill | PassKind::PrefillPart => {
+                    self.digest_prompt(lane, mine, states, &mut outcomes)
+                }
                 PassKind::Window => self.digest_window(lane, mine, states),
             };
             outcomes.extend(outcome.map(|outcome| (index, outcome)));
@@ -256,7 +258,7 @@ fn run(runner: &mut Runner, lanes: &mut [Lane], streams: &[Stream]) -> Result<()
         .map(|lane| {
             let stream = &streams[lane.stream];
             let tokens = match lane.kind {
-                PassKind::Prefill => {
+                PassKind::Prefill | PassKind::PrefillPart => {
                     let position = lane.sequence.position();
                     &stream.tokens[position..position + lane.rows]
                 }

@@ -12,7 +12,7 @@
 use std::time::Duration;
 
 use super::request::Class;
-use crate::runner::prefill_slice;
+use crate::runner::{prefill_piece, prefill_slice};
 use crate::state::cursor::PREFILL_CHUNK;
 
 /// One in this many turns goes to background work while there is interactive work.
@@ -73,9 +73,10 @@ pub enum Phase {
 /// What passes are expected to cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Costs {
-    /// A pass over the decode rows; zero when unknown.
+    /// A pass over the decode rows, or over one if nobody decodes: what a pass takes before any row of a prompt. Zero when
+    /// unknown.
     pub decode: Duration,
-    /// A row of a prompt at its start; zero when unknown.
+    /// What a row of a prompt at its start adds to that; zero when unknown.
     pub prefill_row: Duration,
     /// What a row costs more for each [`DEPTH`] tokens before it.
     pub prefill_depth: Duration,
@@ -137,7 +138,7 @@ pub struct Plan {
 /// Plans the next step.
 pub fn plan(view: &View<'_>) -> Plan {
     let decode = decoding(view);
-    Plan { enter: entering(view), slices: slices(view, !decode.is_empty()), decode }
+    Plan { enter: entering(view), slices: slices(view), decode }
 }
 
 /// Requests that enter: interactive before background, arrival order within each, and a share for the oldest.
@@ -187,14 +188,15 @@ struct Prompt {
     kin: u64,
 }
 
-/// Slices of prompts, in the order of their turns, as far as the time goes. The first gets a chunk in any case.
-fn slices(view: &View<'_>, decodes: bool) -> Vec<Slice> {
+/// Slices of prompts, in the order of their turns, as far as the time goes. The first gets some rows in any case; where
+/// there is no time for a chunk of it, a piece of one.
+fn slices(view: &View<'_>) -> Vec<Slice> {
     let mut prompts: Vec<Prompt> = view.running.iter().filter_map(prompt).collect();
     let oldest_first = view.slices % OLDEST_SHARE == OLDEST_SHARE - 1;
     let turn = |prompt: &Prompt| (prompt.class != Class::Interactive, prompt.left);
     let first = usize::from(oldest_first).min(prompts.len());
     prompts[first..].sort_by_key(turn);
-    let mut time = slice_time(view, decodes);
+    let mut time = slice_time(view);
     let mut most = if view.costs.prefill_row.is_zero() { DEFAULT_SLICE } else { MAX_SLICE };
     let (mut slices, mut kin) = (Vec::new(), Vec::new());
     for prompt in prompts {
@@ -206,7 +208,8 @@ fn slices(view: &View<'_>, decodes: bool) -> Vec<Slice> {
         if kin.contains(&prompt.kin) || !fits {
             continue;
         }
-        let take = prefill_slice(prompt.position, prompt.left, rows).min(end);
+        let cut = if slices.is_empty() { prefill_piece } else { prefill_slice };
+        let take = cut(prompt.position, prompt.left, rows).min(end);
         slices.push(Slice { id: prompt.id, rows: take });
         kin.push(prompt.kin);
         time = time.saturating_sub(cost.saturating_mul(u32::try_from(take).unwrap_or(u32::MAX)));
@@ -220,11 +223,12 @@ fn prompt(running: &Running) -> Option<Prompt> {
     Some(Prompt { id: running.id, class: running.class, position, left, stop, kin })
 }
 
-/// Time for prompts that the promised gap leaves beside the decode rows, if anybody waits for those.
-fn slice_time(view: &View<'_>, decodes: bool) -> Duration {
+/// Time for prompts that the promised gap leaves beside the decode rows: where those alone take longer, prompts get a third
+/// of a step.
+fn slice_time(view: &View<'_>) -> Duration {
     // A fifth of the gap is kept for what the estimate misses: machines have moods.
     let gap = view.max_gap * 4 / 5;
-    if decodes { gap.saturating_sub(view.costs.decode) } else { gap }
+    gap.saturating_sub(view.costs.decode).max(view.costs.decode / 2)
 }
 
 /// Rows of a cost that fit a time.
@@ -238,6 +242,7 @@ fn rows_in(time: Duration, cost: Duration) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runner::PIECE;
     use proptest::prelude::*;
 
     /// A request of a simulation.
@@ -366,7 +371,7 @@ mod tests {
             }
             let rows: usize = plan.slices.iter().map(|slice| slice.rows).sum();
             let took = self.costs.decode + self.costs.prefill_row * rows as u32;
-            assert!(rows <= PREFILL_CHUNK || took <= GAP, "{rows} rows take {took:?}");
+            assert!(rows <= PIECE || took <= GAP, "{rows} rows take {took:?}");
             let reads = self.running.iter().any(|running| matches!(running.phase, Phase::Prefill { .. }));
             assert_eq!(!plan.slices.is_empty(), reads, "a prompt is read whenever there is one");
             let kin = |slice: &Slice| self.jobs[slice.id as usize].kin;
@@ -396,7 +401,10 @@ mod tests {
             let Phase::Prefill { position, left, kin, .. } = running.phase else { panic!("it reads") };
             let end = position + slice.rows;
             assert!(slice.rows > 0 && slice.rows <= left);
-            assert!(slice.rows == left || end.is_multiple_of(PREFILL_CHUNK), "cuts lie at multiples");
+            assert!(slice.rows == left || end.is_multiple_of(PIECE), "cuts lie at multiples");
+            let whole = slice.rows == left || end.is_multiple_of(PREFILL_CHUNK);
+            let chunk = self.costs.decode + self.costs.prefill_row * PREFILL_CHUNK as u32;
+            assert!(whole || chunk > GAP * 4 / 5, "chunks are cut only where they take too long");
             let left = left - slice.rows;
             running.phase = match left {
                 0 => Phase::Decode,
@@ -411,7 +419,7 @@ mod tests {
         /// Every accepted request ends, within the time that all the work takes.
         #[test]
         fn everything_ends(jobs in jobs(), max_running in 1usize..9, row_us in 0u64..5000) {
-            let slices: usize = jobs.iter().map(|job| job.prompt / PREFILL_CHUNK + 2).sum();
+            let slices: usize = jobs.iter().map(|job| job.prompt / PIECE + 2).sum();
             let answers: usize = jobs.iter().map(|job| (job.answer + 2) * BACKGROUND_SHARE as usize).sum();
             let bound = 200 + slices + answers + 2 * jobs.len();
             let mut simulation = Simulation::new(jobs, max_running, Duration::from_micros(row_us));
@@ -471,8 +479,10 @@ mod tests {
         };
         assert_eq!(rows(&[prompt(1, 0)]), [384]);
         assert_eq!(rows(&[prompt(1, 4096)]), [128]);
-        assert_eq!(rows(&[prompt(1, 65_536)]), [64], "never less than a chunk");
-        assert_eq!(rows(&[prompt(1, 65_536), prompt(2, 0)]), [64], "whose time leaves none for others");
+        assert_eq!(rows(&[prompt(1, 16_384)]), [40], "a piece of a chunk");
+        assert_eq!(rows(&[prompt(1, 65_536)]), [8]);
+        assert_eq!(rows(&[prompt(1, 65_536), prompt(2, 0)]), [8, 64], "what is left goes to others");
+        assert_eq!(rows(&[prompt(1, 262_144)]), [8], "never less");
         assert_eq!(rows(&[prompt(1, 4096), prompt(2, 0)]), [128], "16 rows are no chunk");
         assert_eq!(rows(&[prompt(1, 2048), prompt(2, 0)]), [192], "nor are 16");
     }

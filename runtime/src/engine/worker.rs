@@ -262,7 +262,7 @@ impl Worker {
             free: self.limits.memory_budget.saturating_sub(self.reserved),
             max_gap: self.limits.options.max_gap,
             costs: Costs {
-                decode: seconds(self.costs.decode_pass(streams, 0)),
+                decode: seconds(self.costs.decode_pass(streams.max(1), 0)),
                 prefill_row: seconds(self.costs.prefill_row()),
                 prefill_depth: Duration::from_secs_f64(self.costs.prefill_depth() * scheduler::DEPTH as f64),
             },

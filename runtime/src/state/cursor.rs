@@ -9,7 +9,8 @@
 //! alone and not of how tokens were grouped into passes (the *aligned mode* of the design):
 //! - never below `stateless`, the length up to which the log is smaller than the state;
 //! - in decoding, at every position `p >= stateless` with `p % interval == phase`;
-//! - in prefill, also at the start and the end of every full chunk (`p % PREFILL_CHUNK == 0`), which is one window.
+//! - in prefill, also at the start and the end of every full chunk (`p % PREFILL_CHUNK == 0`), and nowhere inside it. It is
+//!   one window, or several where a pass has to end within it.
 //!
 //! Folds are *lazy*: the base advances in the first pass that has a row at or beyond the fold position, so the row
 //! that fills the log can still be rolled back, and C = 1 needs no rule of its own. A window of unconfirmed rows
@@ -62,8 +63,18 @@ impl FoldPolicy {
 pub enum PassKind {
     /// Rows of a prompt: confirmed as they are appended.
     Prefill,
+    /// As [`PassKind::Prefill`], of a prompt that reaches at least to the end of the chunk they end in: a chunk that is
+    /// read in pieces has the folds, and so the bits, of one that is read whole.
+    PrefillPart,
     /// One decoded row or a draft window: pending until [`Cursor::commit`].
     Window,
+}
+
+impl PassKind {
+    /// Whether the rows are a prompt's.
+    pub fn is_prompt(self) -> bool {
+        self != PassKind::Window
+    }
 }
 
 /// One step of a pass over the linear layers. Counts are relative to what earlier steps left.
@@ -132,6 +143,8 @@ pub struct Cursor {
     pending: usize,
     /// One past the last position ever appended: what the convolution rings have been overwritten up to.
     reach: usize,
+    /// Whether the chunk that the position lies in is being read in pieces.
+    open: bool,
 }
 
 /// A sequence cannot go back to a position its base state already holds.
@@ -159,14 +172,15 @@ pub struct CommitError {
 impl Cursor {
     /// A cursor at the start of an empty sequence.
     pub fn new(policy: FoldPolicy) -> Cursor {
-        Cursor { policy, position: 0, base: 0, pending: 0, reach: 0 }
+        Cursor { policy, position: 0, base: 0, pending: 0, reach: 0, open: false }
     }
 
     /// A cursor in the middle of a sequence, as a session file records it; `None` when the numbers disagree. The
     /// convolution rings hold what a rewind by `reach_back` rows needs.
     pub fn restore(policy: FoldPolicy, position: usize, base: usize, reach_back: usize) -> Option<Cursor> {
         let reach = position + policy.window.saturating_sub(reach_back);
-        (base <= position).then_some(Cursor { policy, position, base, pending: 0, reach })
+        let open = false;
+        (base <= position).then_some(Cursor { policy, position, base, pending: 0, reach, open })
     }
 
     /// The policy the cursor follows.
@@ -194,6 +208,11 @@ impl Cursor {
         self.position - self.base
     }
 
+    /// Whether it stands inside a chunk that is being read in pieces.
+    pub fn is_open(&self) -> bool {
+        self.open
+    }
+
     /// The oldest position a rewind can reach: the log and the convolution rings must both still hold it.
     pub fn oldest(&self) -> usize {
         self.base.max(self.reach.saturating_sub(self.policy.window))
@@ -216,30 +235,34 @@ impl Cursor {
         let end = self.position + rows;
         let mut at = self.position;
         while at < end {
+            let chunk = at / PREFILL_CHUNK * PREFILL_CHUNK;
+            let chunk_end = chunk + PREFILL_CHUNK;
+            // Read from its start to its end, be it by this pass, by one before it, or by those after it.
+            let begun = at == chunk || (self.open && at == self.position);
             let full_chunk =
-                kind == PassKind::Prefill && at.is_multiple_of(PREFILL_CHUNK) && at + PREFILL_CHUNK <= end;
-            let due = if full_chunk && at >= self.policy.stateless { at } else { self.policy.boundary(at) };
+                kind.is_prompt() && begun && (chunk_end <= end || kind == PassKind::PrefillPart);
+            let due = match full_chunk {
+                true if chunk >= self.policy.stateless => chunk,
+                true => self.policy.boundary(chunk),
+                false => self.policy.boundary(at),
+            };
             // One fold for each fold position, however many a pass crosses: two folds in one are other bits.
             while base < due {
                 let next = self.policy.next_boundary(base).min(due);
                 // Entries before the pass are confirmed; entries of this pass are as final as its kind says.
-                let durable = kind == PassKind::Prefill || next <= self.position;
+                let durable = kind.is_prompt() || next <= self.position;
                 steps.push(Step::Fold { entries: next - base, durable });
                 base = next;
             }
             let stop = if full_chunk {
-                at + PREFILL_CHUNK
+                end.min(chunk_end)
             } else {
-                let mut stop = end.min(self.policy.next_boundary(at)).min(at + PREFILL_CHUNK);
-                if kind == PassKind::Prefill {
-                    let chunk = (at / PREFILL_CHUNK + 1) * PREFILL_CHUNK;
-                    stop = stop.min(chunk);
-                }
-                stop
+                let stop = end.min(self.policy.next_boundary(at)).min(at + PREFILL_CHUNK);
+                if kind.is_prompt() { stop.min(chunk_end) } else { stop }
             };
             steps.push(Step::Window { rows: stop - at });
             at = stop;
-            if full_chunk && at >= self.policy.stateless {
+            if full_chunk && at == chunk_end && chunk >= self.policy.stateless {
                 steps.push(Step::Fold { entries: at - base, durable: true });
                 base = at;
             }
@@ -251,9 +274,13 @@ impl Cursor {
     pub fn advance(&mut self, plan: &PassPlan) {
         debug_assert_eq!(plan.start, self.position, "a plan runs where it was made");
         self.base += plan.durably_folded();
-        self.reach = self.reach.max(plan.start + plan.rows);
+        let end = plan.start + plan.rows;
+        self.reach = self.reach.max(end);
+        let chunk = end / PREFILL_CHUNK * PREFILL_CHUNK;
+        let begun = chunk >= plan.start || self.open;
+        self.open = plan.kind == PassKind::PrefillPart && begun && end > chunk;
         match plan.kind {
-            PassKind::Prefill => self.position += plan.rows,
+            PassKind::Prefill | PassKind::PrefillPart => self.position = end,
             PassKind::Window => self.pending = plan.rows,
         }
     }
@@ -279,6 +306,7 @@ impl Cursor {
         if position > self.position || position < self.oldest() {
             return Err(RewindError { asked: position, position: self.position, oldest: self.oldest() });
         }
+        self.open &= position == self.position;
         self.position = position;
         self.pending = 0;
         Ok(())
@@ -368,6 +396,40 @@ mod tests {
             sliced.advance(&plan);
             prop_assert_eq!(got, expected);
             prop_assert_eq!(sliced, whole);
+        }
+
+        /// Nor does cutting it inside chunks, where each piece but the last of a chunk is said to be one.
+        #[test]
+        fn pieces_of_chunks_give_the_same_steps(
+            policy in policies(),
+            before in 0usize..200,
+            rows in 1usize..400,
+            pieces in prop::collection::vec(1usize..100, 0..20),
+        ) {
+            let mut start = Cursor::new(policy);
+            let head = start.plan(before, PassKind::Prefill);
+            start.advance(&head);
+            let (mut whole, mut pieced) = (start.clone(), start);
+            let plan = whole.plan(rows, PassKind::Prefill);
+            let expected = bases(&whole, &plan);
+            whole.advance(&plan);
+            let (mut got, mut left) = (Vec::new(), rows);
+            for piece in pieces.into_iter().chain([rows]) {
+                let take = piece.min(left);
+                let end = pieced.position() + take;
+                let part = end.next_multiple_of(PREFILL_CHUNK) <= before + rows && !end.is_multiple_of(PREFILL_CHUNK);
+                let kind = if part { PassKind::PrefillPart } else { PassKind::Prefill };
+                let plan = pieced.plan(take, kind);
+                got.extend(bases(&pieced, &plan));
+                prop_assert!(plan.log_after() <= policy.stateless + policy.interval + PREFILL_CHUNK);
+                pieced.advance(&plan);
+                left -= take;
+                if left == 0 {
+                    break;
+                }
+            }
+            prop_assert_eq!(got, expected);
+            prop_assert_eq!(pieced, whole);
         }
 
         /// Windows never exceed the chunk, logs stay bounded, and rows add up.

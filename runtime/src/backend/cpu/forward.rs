@@ -223,7 +223,7 @@ fn log_capacity(plan: &PassPlan, current: usize, options: &CpuOptions) -> usize 
     let settled = options.fold_interval + 2 * options.max_window;
     let during = match plan.kind {
         PassKind::Window => plan.log + plan.rows,
-        PassKind::Prefill => plan.log.max(plan.log_after()),
+        PassKind::Prefill | PassKind::PrefillPart => plan.log.max(plan.log_after()),
     };
     if plan.has_base_after() && during <= settled {
         settled
