@@ -5,6 +5,7 @@
     scripts/load.py gap          a long prompt arrives while streams decode: the longest silence of a stream
     scripts/load.py cancel       clients leave at random points: how soon their work ends and their memory is free
     scripts/load.py reuse        conversations that go on, are edited, or change their last words: what is reused
+    scripts/load.py agents       transcripts with tools that are edited anywhere, branch and are taken up again: what is reused
     scripts/load.py soak --pid PID      mixed short requests: memory, descriptors and threads over time
     scripts/load.py overload     ten times more than fits: how soon refusals come, how soon it recovers
     scripts/load.py slow         sockets that send a byte a second: whether a real request is answered
@@ -272,6 +273,86 @@ def reuse(server, args):
            changed_timestamp=cached / (count - changed))
 
 
+def agents(server, args):
+    picker = random.Random(args.seed)
+    text = lambda low, high: " ".join(picker.choice(WORDS) for _ in range(picker.randrange(low, high)))
+    tools = [{"type": "function", "function": {"name": name, "description": text(20, 40), "parameters": {
+        "type": "object", "properties": {"path": {"type": "string"}}}}} for name in ("read", "write", "search")]
+    known, transcripts, shares, misses = [], [], [], []
+
+    def prompt_of(messages):
+        status, _, value = server.post("/apply-template", {"messages": messages, "tools": tools})
+        if status != 200:
+            raise SystemExit(f"/apply-template answers {status}: {value}")
+        return server.post("/tokenize", {"content": value["prompt"]})[2]["tokens"]
+
+    def common(a, b):
+        count = 0
+        while count < min(len(a), len(b)) and a[count] == b[count]:
+            count += 1
+        return count
+
+    def ask(messages, kind):
+        ids = prompt_of(messages)
+        # The last token has to run in any case.
+        reusable = min(max((common(ids, other) for other in known), default=0), len(ids) - 1)
+        status, _, value = server.post("/v1/chat/completions", {"messages": messages, "tools": tools, "max_tokens": 24})
+        if status != 200:
+            raise SystemExit(f"/v1/chat/completions answers {status}: {value}")
+        usage = value["usage"]
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        if reusable >= 64:
+            shares.append((kind, cached / reusable))
+            misses.append(reusable - cached)
+        known.append(ids)
+        answer = value["choices"][0]["message"]
+        return {key: answer[key] for key in ("role", "content", "tool_calls") if answer.get(key)} | (
+            {} if answer.get("content") else {"content": ""})
+
+    def step(messages, kind):
+        answer = ask(messages, kind)
+        call = {"id": f"call{len(messages)}", "type": "function",
+                "function": {"name": picker.choice(("read", "write", "search")), "arguments": json.dumps({"path": text(1, 3)})}}
+        messages += [{"role": "assistant", "content": answer["content"], "tool_calls": [call]},
+                     {"role": "tool", "tool_call_id": call["id"], "content": text(20, 160)}]
+
+    system = {"role": "system", "content": text(300, 400)}
+    for turn in range(args.turns):
+        if not transcripts or picker.random() < 0.1:
+            transcripts.append([system, {"role": "user", "content": text(20, 60)}])
+            kind = "begun"
+        else:
+            messages, choice = picker.choice(transcripts), picker.random()
+            kind = "continued"
+            if choice < 0.25 and len(messages) > 4:
+                # Another way from somewhere in the middle; the old one stays.
+                cut = picker.randrange(2, len(messages))
+                cut += messages[cut]["role"] == "tool"
+                transcripts.append(messages[:cut] + [{"role": "user", "content": text(10, 40)}])
+                kind = "branched"
+            elif choice < 0.4 and len(messages) > 4:
+                # A message is edited and what came after it is asked again.
+                place = picker.choice([i for i, message in enumerate(messages) if message["role"] in ("user", "tool")])
+                edited = dict(messages[place], content=messages[place]["content"] + " " + text(2, 6))
+                transcripts.append(messages[:place] + [edited] + messages[place + 1:])
+                kind = "edited"
+            if kind != "continued":
+                messages = transcripts[-1]
+            else:
+                transcripts.remove(messages)
+                transcripts.append(messages)
+        messages = transcripts[-1]
+        if messages[-1]["role"] == "assistant":
+            messages.append({"role": "user", "content": text(10, 30)})
+        step(messages, kind)
+    kinds = {}
+    for kind, share in shares:
+        kinds.setdefault(kind, []).append(share)
+    report(scenario="agents", turns=args.turns, transcripts=len(transcripts), worst=min(share for _, share in shares),
+           most_tokens_missed=max(misses), below_95_percent=sum(share < 0.95 for _, share in shares),
+           **{f"median_{kind}": statistics.median(found) for kind, found in kinds.items()})
+
+
 def process(pid):
     status = open(f"/proc/{pid}/status").read()
     field = lambda name: int(status.split(name + ":")[1].split()[0])
@@ -412,6 +493,7 @@ def main():
     scenario(gap, long=32768, streams=4, predict=4000, seconds=100.0)
     scenario(cancel, count=50, together=4, prompt=600, longest=0.6)
     scenario(reuse, turns=10)
+    scenario(agents, turns=60)
     scenario(soak, count=10000, clients=16, seconds=600.0, every=2.0, pid=0)
     scenario(overload, factor=10, seconds=60.0, predict=64, pause=0.2)
     scenario(slow, sockets=1000, rounds=8)

@@ -88,6 +88,36 @@ fn llama_cpp_completions_have_their_shape() {
 }
 
 #[test]
+fn llama_cpp_completions_report_what_was_sampled_from() {
+    let server = Server::start();
+    let request = |temperature: f64, stream: bool| {
+        json!({
+            "prompt": "The king looked at the", "n_predict": 3, "n_probs": 4, "post_sampling_probs": true, "stream": stream,
+            "temperature": temperature, "logit_bias": [[16, -3.5]], "samplers": ["top_k", "temperature"], "top_k": 3,
+        })
+    };
+    for temperature in [0.0, 0.7] {
+        let answer = server.post("/completion", &request(temperature, false)).ok();
+        let settings = &answer["generation_settings"];
+        assert_eq!(settings["logit_bias"], json!([{"token": 16, "bias": -3.5}]));
+        assert_eq!((&settings["post_sampling_probs"], &settings["n_probs"]), (&json!(true), &json!(4)));
+        let entries = answer["completion_probabilities"].as_array().unwrap();
+        assert_eq!(entries.len(), 3);
+        for entry in entries {
+            let top = entry["top_probs"].as_array().unwrap();
+            let sum: f64 = top.iter().map(|one| one["prob"].as_f64().unwrap()).sum();
+            assert!((sum - 1.0).abs() < 1e-4, "{entry}");
+            assert_eq!(top.len(), if temperature == 0.0 { 1 } else { 3 });
+            let own = top.iter().find(|one| one["id"] == entry["id"]).unwrap();
+            assert!((own["prob"].as_f64().unwrap() - entry["prob"].as_f64().unwrap()).abs() < 1e-5);
+            assert!(entry["top_logprobs"].is_null());
+        }
+        let chunks = server.stream("/completion", &request(temperature, true));
+        assert!(chunks[0]["completion_probabilities"][0]["top_probs"].is_array(), "{}", chunks[0]);
+    }
+}
+
+#[test]
 fn tokens_and_templates_go_both_ways() {
     let server = Server::start();
     let tokens = server.post("/tokenize", &json!({"content": "Hello, world!"})).ok()["tokens"].clone();

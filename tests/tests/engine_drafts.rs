@@ -126,10 +126,34 @@ fn a_draft_model_follows_shared_and_reused_prompts() {
         assert_eq!(answer.usage.accepted, answer.usage.drafted, "the model agrees with itself");
     }
     let longer = [&prompt[..], &answers[0].tokens].concat();
+    let read = drafting.handle().stats().draft_model_tokens;
     let turn = answer(&drafting, greedy(&longer, 40));
     assert_eq!(turn.usage.cached_tokens, longer.len() - 1);
     assert!(turn.usage.drafted > 0);
     assert_eq!(turn.usage.accepted, turn.usage.drafted);
+    let more = drafting.handle().stats().draft_model_tokens - read;
+    assert!(more <= 40 + 8, "the draft model has read {more} tokens anew");
+}
+
+/// An edited prompt takes from a snapshot what the draft model had read of the shared beginning, and no more.
+#[test]
+fn a_draft_model_follows_edited_prompts() {
+    let model = built_in_model();
+    let drafting = engine(&model, with_draft_model(&model, 3));
+    let story: Vec<u32> = story(&model).into_iter().cycle().take(400).collect();
+    answer(&drafting, greedy(&story, 8));
+    let mut edited = story.clone();
+    edited.truncate(330);
+    edited.extend(story[..50].iter().rev());
+    let read = drafting.handle().stats().draft_model_tokens;
+    let again = answer(&drafting, greedy(&edited, 24));
+    assert!(again.usage.cached_tokens >= 256, "{:?}", again.usage);
+    assert_eq!(again.usage.accepted, again.usage.drafted, "the model agrees with itself");
+    assert!(again.usage.drafted > 0);
+    let more = (drafting.handle().stats().draft_model_tokens - read) as usize;
+    assert!(more <= 380 - again.usage.cached_tokens + 32, "the draft model has read {more} tokens anew");
+    let cold = engine(&model, options());
+    assert_eq!(again.tokens, answer(&cold, greedy(&edited, 24)).tokens);
 }
 
 #[test]

@@ -26,6 +26,8 @@ pub(super) struct Snapshot {
     pub(super) prefilled: bool,
     /// What the prediction head still has to read.
     pub(super) trail: Trail,
+    /// What the draft model has read of the tokens, where it has read any; a sequence of its runner.
+    pub(super) ahead: Option<Sequence>,
 }
 
 #[derive(Debug)]
@@ -159,13 +161,24 @@ impl PrefixCache {
         self.entries.values().map(|entry| entry.snapshot.trail.bytes()).sum()
     }
 
+    /// What the draft model has read of a snapshot's tokens.
+    pub(super) fn ahead(&self, id: u64) -> Option<&Sequence> {
+        self.entries.get(&id)?.snapshot.ahead.as_ref()
+    }
+
+    /// All sequences of the draft model held.
+    pub(super) fn aheads(&self) -> impl Iterator<Item = &Sequence> {
+        self.entries.values().filter_map(|entry| entry.snapshot.ahead.as_ref())
+    }
+
     /// All sequences held.
     pub(super) fn sequences(&self) -> impl Iterator<Item = &Sequence> {
         self.entries.values().map(|entry| &entry.snapshot.sequence)
     }
 
-    /// Takes note of how many bytes are held; returns the least valuable snapshot if that is too many.
-    pub(super) fn account(&mut self, bytes: usize) -> Option<Snapshot> {
+    /// Takes note of how many bytes are held; returns the least valuable snapshot, with its tokens, if
+    /// that is too many.
+    pub(super) fn account(&mut self, bytes: usize) -> Option<(Vec<u32>, Snapshot)> {
         self.bytes = bytes;
         if bytes <= self.budget && self.entries.len() <= MAX_SNAPSHOTS {
             return None;
@@ -175,14 +188,15 @@ impl PrefixCache {
         let (id, _) = all.min_by(|(a, x), (b, y)| {
             x.0.cmp(&y.0).then(x.1.total_cmp(&y.1)).then(x.2.cmp(&y.2)).then(a.cmp(b))
         })?;
-        self.remove(id)
+        let entry = self.entries.remove(&id)?;
+        let tokens = self.tree.tokens(entry.node);
+        self.tree.remove(entry.node);
+        Some((tokens, entry.snapshot))
     }
 
-    /// Removes a snapshot.
-    pub(super) fn remove(&mut self, id: u64) -> Option<Snapshot> {
-        let entry = self.entries.remove(&id)?;
-        self.tree.remove(entry.node);
-        Some(entry.snapshot)
+    /// The numbers of all snapshots.
+    pub(super) fn ids(&self) -> Vec<u64> {
+        self.entries.keys().copied().collect()
     }
 
     /// Tokens that a snapshot saves over the next shallower one, weighted by use and age, for each byte it costs.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::speculation::Source;
+use crate::state::cursor::PREFILL_CHUNK;
 
 /// Most streams, and most drafted rows, up to which decode passes are told apart.
 const MAX: usize = 32;
@@ -91,6 +92,9 @@ impl CostModel {
         let beside = self.decode_pass(streams.max(1), drafted).unwrap_or(0.0);
         // A pass that holds both is never cheaper than its decode rows alone; a tenth guards against noise.
         let row = (seconds - beside).max(seconds * 0.1) / slice as f64;
+        // Few rows share what a pass costs beside them, so that they say less of what many would cost.
+        let weight = (slice as f64 / PREFILL_CHUNK as f64).min(1.0);
+        let blend = |old: f64, new: f64| old + (blend(old, new) - old) * weight;
         match self.prefill_row {
             Some(base) if depth >= SHALLOW => {
                 let more = ((row - base) / depth as f64).max(0.0);

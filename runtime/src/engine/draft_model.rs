@@ -21,6 +21,7 @@ use crate::par::Team;
 use crate::runner::{BufferOptions, RunError, Runner, Sequence, Work, prefill_slice};
 use crate::sample::sampler::first_largest;
 use crate::state::PassKind;
+use crate::state::memory::MemoryUsage;
 
 /// Tokens chosen by the stream that a window begins with; more are read before it.
 const FEW: usize = 4;
@@ -156,6 +157,7 @@ impl Worker {
             stream.drafter.models = false;
             model.release(&mut stream.drafter.ahead);
         }
+        self.shared.stats().draft_model_tokens += rows as u64;
         read.is_ok()
     }
 
@@ -241,6 +243,72 @@ impl Worker {
         if let Err(error) = model.runner.commit(sequence, confirmed) {
             warn(&error);
             model.release(ahead);
+        }
+    }
+
+    /// Takes from a stream that ends what the draft model has read of it. Proposals are forgotten.
+    pub(super) fn take_model(&mut self, stream: &mut Stream) -> Option<Sequence> {
+        let model = self.draft_model.as_mut()?;
+        let mut sequence = stream.drafter.ahead.sequence.take()?;
+        match model.runner.commit(&mut sequence, 0) {
+            Ok(()) => Some(sequence),
+            Err(error) => {
+                warn(&error);
+                model.runner.release(sequence);
+                None
+            }
+        }
+    }
+
+    /// A copy of what the draft model has read of a stream.
+    pub(super) fn copy_model(&mut self, index: usize) -> Option<Sequence> {
+        let model = self.draft_model.as_mut()?;
+        let sequence = self.running[index].drafter.ahead.sequence.as_ref()?;
+        model.runner.fork(sequence).inspect_err(warn).ok()
+    }
+
+    /// Gives a stream that goes on from `position` of a snapshot a copy of what the draft model had read there. Where that
+    /// goes another way after `position` and cannot be taken back, the draft model reads the prompt anew.
+    pub(super) fn adopt_model(&mut self, index: usize, snapshot: u64, position: usize) {
+        let Some(model) = &mut self.draft_model else { return };
+        let drafter = &mut self.running[index].drafter;
+        if !drafter.models {
+            return;
+        }
+        model.release(&mut drafter.ahead);
+        let Some(sequence) = self.cache.ahead(snapshot) else { return };
+        let Ok(mut fork) = model.runner.fork(sequence).inspect_err(warn) else { return };
+        if fork.position() > position && model.runner.rewind(&mut fork, position).is_err() {
+            model.runner.release(fork);
+            return;
+        }
+        drafter.ahead.sequence = Some(fork);
+    }
+
+    /// Makes what the draft model holds for a snapshot as small as it can be; returns its bytes. It is no loss if that
+    /// fails.
+    pub(super) fn settle_ahead(&mut self, ahead: &mut Option<Sequence>) -> MemoryUsage {
+        let Some(model) = &mut self.draft_model else { return MemoryUsage::default() };
+        let Some(sequence) = ahead.as_mut() else { return MemoryUsage::default() };
+        match model.runner.compact(sequence).and_then(|()| model.runner.usage(sequence)) {
+            Ok(usage) => usage,
+            Err(error) => {
+                warn(&error);
+                self.drop_ahead(ahead.take());
+                MemoryUsage::default()
+            }
+        }
+    }
+
+    /// Bytes that the draft model holds for snapshots.
+    pub(super) fn aheads_footprint(&self) -> usize {
+        self.draft_model.as_ref().map_or(0, |model| model.runner.footprint(self.cache.aheads()))
+    }
+
+    /// Frees what the draft model holds for a snapshot.
+    pub(super) fn drop_ahead(&mut self, ahead: Option<Sequence>) {
+        if let (Some(model), Some(sequence)) = (&mut self.draft_model, ahead) {
+            model.runner.release(sequence);
         }
     }
 

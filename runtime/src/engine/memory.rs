@@ -1,6 +1,7 @@
 //! Bytes: what sequences will need, and what the machine has.
 
 use crate::runner::BufferOptions;
+use crate::state::cursor::PREFILL_CHUNK;
 use crate::state::layout::{PAGE_POSITIONS, StateLayout};
 use crate::state::memory::KvType;
 
@@ -13,7 +14,8 @@ pub(super) fn sequence_bytes(
 ) -> usize {
     let taps = layout.linear.iter().map(|layer| layer.spec.conv_width).max().unwrap_or(1);
     let conv = (taps - 1 + buffer.max_window).saturating_mul(layout.conv_row_bytes());
-    let settled = buffer.fold_interval.saturating_add(2 * buffer.max_window);
+    // A chunk that is read in pieces stays in the log until its end.
+    let settled = buffer.fold_interval.saturating_add(2 * buffer.max_window).max(PREFILL_CHUNK);
     let stateless = buffer.stateless_below.unwrap_or_else(|| layout.break_even());
     let entries = |count: usize| count.saturating_mul(layout.log_entry_bytes());
     let linear = if positions < stateless {

@@ -16,7 +16,9 @@
 //! ```
 
 mod cache;
+mod checksum;
 mod costs;
+mod disk;
 mod draft_model;
 mod drafts;
 mod emit;

@@ -161,6 +161,11 @@ pub struct EngineOptions {
     /// Tokens of the vocabulary, from its start, that the prediction head can propose; 0 for as many as are worth
     /// their reading.
     pub draft_vocabulary: usize,
+    /// Folder for what the prefix cache has no room for in memory; without one, that is dropped. What is held when the engine
+    /// stops goes there too, and comes back when a prompt begins with its tokens.
+    pub cache_dir: Option<PathBuf>,
+    /// Bytes that the files there may have, for this model.
+    pub cache_dir_budget: u64,
     /// Folder of saved sessions; without one, sessions can be neither saved nor loaded.
     pub session_dir: Option<PathBuf>,
 }
@@ -179,7 +184,7 @@ impl Default for EngineOptions {
             exact_cache: false,
             max_queue: 256,
             max_running: 16,
-            max_gap: Duration::from_millis(250),
+            max_gap: Duration::from_millis(500),
             stall_timeout: Duration::from_secs(60),
             spec: SpecMode::Auto,
             spec_draft_max: 4,
@@ -189,6 +194,8 @@ impl Default for EngineOptions {
             draft_source: None,
             draft_override: None,
             draft_vocabulary: 0,
+            cache_dir: None,
+            cache_dir_budget: 4 << 30,
             session_dir: None,
         }
     }

@@ -65,7 +65,8 @@ impl Worker {
             };
         }
         let run = started.elapsed();
-        let of_prompts = |prompts: bool| self.lanes.iter().filter(move |lane| lane.kind.is_prompt() == prompts);
+        let of_prompts =
+            |prompts: bool| self.lanes.iter().filter(move |lane| lane.kind.is_prompt() == prompts);
         let rows_of = |prompts: bool| of_prompts(prompts).map(|lane| lane.rows).sum::<usize>();
         let (streams, decode, slice) = (of_prompts(false).count(), rows_of(false), rows_of(true));
         self.slices += u64::from(slice > 0);
@@ -232,8 +233,7 @@ impl Worker {
     /// Chooses a token from a row of logits and sends it.
     fn emit(&mut self, stream: usize, logits: &[f32]) -> Result<(u32, Option<FinishReason>), RequestError> {
         let stream = &mut self.running[stream];
-        let token = stream.choose(logits)?;
-        let logprob = stream.logprob(logits, token);
+        let (token, logprob) = stream.choose(logits)?;
         let finished = stream.push(token, logprob, self.model.tokenizer.as_deref());
         self.generated += 1;
         self.shared.stats().generated_tokens += 1;

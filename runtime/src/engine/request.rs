@@ -44,6 +44,8 @@ pub struct Request {
     pub grammar: Option<GrammarSource>,
     /// Report the probability of each token, and of this many of the likeliest ones.
     pub logprobs: Option<usize>,
+    /// Take these from what the token was chosen from, after all stages of sampling, not from what the model said.
+    pub sampled_logprobs: bool,
     /// Report the same for the tokens of the prompt, in an [`Event::Prompt`].
     pub echo: bool,
     /// Who waits.
@@ -76,6 +78,7 @@ impl Default for Request {
             #[cfg(feature = "grammar")]
             grammar: None,
             logprobs: None,
+            sampled_logprobs: false,
             echo: false,
             class: Class::Interactive,
             cache_prompt: true,
@@ -101,7 +104,8 @@ impl Request {
 pub struct TokenLogprob {
     /// The token.
     pub id: u32,
-    /// Natural logarithm of its probability, before temperature, penalties and masks.
+    /// Natural logarithm of its probability, before temperature, penalties and masks, or after them
+    /// ([`Request::sampled_logprobs`]).
     pub logprob: f32,
     /// The likeliest tokens there and theirs, best first.
     pub top: Vec<(u32, f32)>,

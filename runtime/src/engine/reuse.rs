@@ -76,6 +76,7 @@ impl Worker {
         stream.cuts = cuts;
         stream.usage.cached_tokens = start;
         stream.usage.miss_reason = miss_reason(start, found.shared.min(length - 1));
+        self.fetch(index, start);
     }
 
     /// Replaces the sequence of a stream by a fork of a snapshot, rewound to `position`. A snapshot that fails to fork
@@ -98,6 +99,7 @@ impl Worker {
             return;
         }
         trail.rewind(position, self.model.spec.hidden);
+        self.adopt_model(index, id, position);
         let stream = &mut self.running[index];
         stream.drafter.trail = trail;
         stream.prefilled = prefilled && position.is_multiple_of(crate::state::cursor::PREFILL_CHUNK);
@@ -158,55 +160,75 @@ impl Worker {
             Ok(fork) => {
                 let (tokens, prefilled) = (stream.tokens[..position].to_vec(), stream.prefilled);
                 let trail = stream.drafter.trail.clone();
-                self.insert(&tokens, Snapshot { sequence: fork, prefilled, trail });
+                let ahead = self.copy_model(index);
+                self.insert(&tokens, Snapshot { sequence: fork, prefilled, trail, ahead });
             }
             Err(error) => tracing::warn!(%error, "no room for a snapshot"),
         }
     }
 
     /// Leaves the state at the end of a stream.
-    pub(super) fn keep_last(&mut self, stream: &Stream, sequence: Sequence) {
+    pub(super) fn keep_last(&mut self, stream: &mut Stream, sequence: Sequence) {
         let position = sequence.position();
         let tokens = &stream.tokens[..position];
-        let session = stream.request.session.as_deref();
-        let wanted = session.is_some() || unusable(stream).is_none();
+        let wanted = stream.request.session.is_some() || unusable(stream).is_none();
         let kept = match self.cache.at(tokens) {
             None if position > 0 && wanted => {
-                let (prefilled, trail) = (stream.prefilled, stream.drafter.trail.clone());
-                self.insert(tokens, Snapshot { sequence, prefilled, trail })
+                let (prefilled, trail) = (stream.prefilled, std::mem::take(&mut stream.drafter.trail));
+                let ahead = self.take_model(stream);
+                let tokens = &stream.tokens[..position];
+                self.insert(tokens, Snapshot { sequence, prefilled, trail, ahead })
             }
             held => {
                 self.runner.release(sequence);
                 held
             }
         };
-        if let (Some(name), Some(id)) = (session, kept) {
+        if let (Some(name), Some(id)) = (&stream.request.session, kept) {
             self.name_session(name, id);
         }
     }
 
     /// Puts a snapshot into the cache; absent if it cannot be kept.
-    pub(super) fn insert(&mut self, tokens: &[u32], mut snapshot: Snapshot) -> Option<u64> {
+    pub(super) fn insert(&mut self, tokens: &[u32], snapshot: Snapshot) -> Option<u64> {
+        let id = self.put(tokens, snapshot)?;
+        self.keep_to_budget();
+        Some(id)
+    }
+
+    /// Puts a snapshot into the cache, whatever its budget.
+    pub(super) fn put(&mut self, tokens: &[u32], mut snapshot: Snapshot) -> Option<u64> {
         let sequence = &mut snapshot.sequence;
         let usage = self.runner.compact(sequence).and_then(|()| self.runner.usage(sequence));
         let usage = match usage {
-            Ok(usage) => usage,
+            Ok(usage) => usage + self.settle_ahead(&mut snapshot.ahead),
             Err(error) => {
                 tracing::warn!(%error, "a snapshot was lost");
-                self.runner.release(snapshot.sequence);
+                self.drop_snapshot(snapshot);
                 return None;
             }
         };
         let (id, replaced) = self.cache.insert(tokens, snapshot, usage);
         if let Some(replaced) = replaced {
-            self.runner.release(replaced.sequence);
-        }
-        loop {
-            let bytes = self.runner.footprint(self.cache.sequences()) + self.cache.trail_bytes();
-            let Some(evicted) = self.cache.account(bytes) else { break };
-            self.runner.release(evicted.sequence);
+            self.drop_snapshot(replaced);
         }
         Some(id)
+    }
+
+    /// Takes snapshots out of the cache until it keeps to its budget.
+    pub(super) fn keep_to_budget(&mut self) {
+        loop {
+            let own = self.runner.footprint(self.cache.sequences()) + self.cache.trail_bytes();
+            let Some(evicted) = self.cache.account(own + self.aheads_footprint()) else { break };
+            let (tokens, evicted) = evicted;
+            self.spill(tokens, &evicted);
+            self.drop_snapshot(evicted);
+        }
+    }
+
+    fn drop_snapshot(&mut self, snapshot: Snapshot) {
+        self.runner.release(snapshot.sequence);
+        self.drop_ahead(snapshot.ahead);
     }
 }
 

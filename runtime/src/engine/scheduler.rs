@@ -208,8 +208,11 @@ fn slices(view: &View<'_>) -> Vec<Slice> {
         if kin.contains(&prompt.kin) || !fits {
             continue;
         }
-        let cut = if slices.is_empty() { prefill_piece } else { prefill_slice };
-        let take = cut(prompt.position, prompt.left, rows).min(end);
+        let take = match slices.is_empty() && !chunk_fits(view, cost) {
+            true => prefill_piece(prompt.position, prompt.left, rows),
+            false => prefill_slice(prompt.position, prompt.left, rows),
+        };
+        let take = take.min(end);
         slices.push(Slice { id: prompt.id, rows: take });
         kin.push(prompt.kin);
         time = time.saturating_sub(cost.saturating_mul(u32::try_from(take).unwrap_or(u32::MAX)));
@@ -229,6 +232,11 @@ fn slice_time(view: &View<'_>) -> Duration {
     // A fifth of the gap is kept for what the estimate misses: machines have moods.
     let gap = view.max_gap * 4 / 5;
     gap.saturating_sub(view.costs.decode).max(view.costs.decode / 2)
+}
+
+/// Whether a whole chunk fits the promised gap, if without anything to spare: pieces of it would cost more together.
+fn chunk_fits(view: &View<'_>, row: Duration) -> bool {
+    view.costs.decode + row.saturating_mul(PREFILL_CHUNK as u32) <= view.max_gap
 }
 
 /// Rows of a cost that fit a time.
@@ -404,7 +412,7 @@ mod tests {
             assert!(slice.rows == left || end.is_multiple_of(PIECE), "cuts lie at multiples");
             let whole = slice.rows == left || end.is_multiple_of(PREFILL_CHUNK);
             let chunk = self.costs.decode + self.costs.prefill_row * PREFILL_CHUNK as u32;
-            assert!(whole || chunk > GAP * 4 / 5, "chunks are cut only where they take too long");
+            assert!(whole || chunk > GAP, "chunks are cut only where they take too long");
             let left = left - slice.rows;
             running.phase = match left {
                 0 => Phase::Decode,
@@ -481,7 +489,7 @@ mod tests {
         assert_eq!(rows(&[prompt(1, 4096)]), [128]);
         assert_eq!(rows(&[prompt(1, 16_384)]), [40], "a piece of a chunk");
         assert_eq!(rows(&[prompt(1, 65_536)]), [8]);
-        assert_eq!(rows(&[prompt(1, 65_536), prompt(2, 0)]), [8, 64], "what is left goes to others");
+        assert_eq!(rows(&[prompt(1, 65_536), prompt(2, 0)]), [8, 128], "what is left goes to others");
         assert_eq!(rows(&[prompt(1, 262_144)]), [8], "never less");
         assert_eq!(rows(&[prompt(1, 4096), prompt(2, 0)]), [128], "16 rows are no chunk");
         assert_eq!(rows(&[prompt(1, 2048), prompt(2, 0)]), [192], "nor are 16");

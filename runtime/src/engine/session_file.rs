@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use zerocopy::IntoBytes;
 
+use super::checksum::{BUFFER, Checksum, Reader, Writer};
 use super::drafts::Trail;
 use crate::state::memory::{KvType, StateType};
 use crate::state::snapshot::{ImageError, ImageShape, SequenceImage, Sink, Source};
@@ -27,8 +28,6 @@ const BYTE_ORDER: u32 = 0x0A0B_0C0D;
 const VERSION: u32 = 2;
 const HEADER: usize = 64;
 const EXTENSION: &str = "session";
-/// Bytes between checks and copies: large enough that calls do not count.
-const BUFFER: usize = 1 << 20;
 
 /// Why a session could not be saved, loaded or deleted.
 #[derive(Debug, thiserror::Error)]
@@ -108,72 +107,6 @@ pub(crate) struct Session {
     pub(super) image: SequenceImage,
     pub(super) trail: Trail,
     pub(super) prefilled: bool,
-}
-
-/// Bytes with a running checksum: four lanes of odd multiplications over words of 8 bytes. Each step is a bijection of
-/// the lane for a given word and of the word for a given lane, so a change of one word never goes unnoticed.
-#[derive(Clone, Copy)]
-struct Checksum {
-    lanes: [u64; 4],
-    count: u64,
-}
-
-const PRIME: u64 = 0x9E37_79B9_7F4A_7C15;
-
-impl Checksum {
-    fn new() -> Checksum {
-        Checksum { lanes: [1, 2, 3, 4], count: 0 }
-    }
-
-    /// Takes bytes; how they are cut matters, so reader and writer cut alike.
-    fn add(&mut self, bytes: &[u8]) {
-        self.count = self.count.wrapping_add(bytes.len() as u64);
-        let mut lane = 0;
-        for chunk in bytes.chunks(8) {
-            let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
-            let mixed = (self.lanes[lane] ^ u64::from_le_bytes(word)).wrapping_mul(PRIME);
-            self.lanes[lane] = mixed ^ (mixed >> 32);
-            lane = (lane + 1) % 4;
-        }
-    }
-
-    fn value(&self) -> u64 {
-        self.lanes.iter().fold(self.count, |sum, &lane| {
-            let mixed = (sum ^ lane).wrapping_mul(PRIME);
-            mixed ^ (mixed >> 29)
-        })
-    }
-}
-
-struct Writer<W> {
-    to: W,
-    checksum: Checksum,
-}
-
-impl<W: Write> Sink for Writer<W> {
-    fn put(&mut self, bytes: &[u8]) -> io::Result<()> {
-        for piece in bytes.chunks(BUFFER) {
-            self.checksum.add(piece);
-            self.to.write_all(piece)?;
-        }
-        Ok(())
-    }
-}
-
-struct Reader<R> {
-    from: R,
-    checksum: Checksum,
-}
-
-impl<R: Read> Source for Reader<R> {
-    fn take(&mut self, bytes: &mut [u8]) -> io::Result<()> {
-        for piece in bytes.chunks_mut(BUFFER) {
-            self.from.read_exact(piece)?;
-            self.checksum.add(piece);
-        }
-        Ok(())
-    }
 }
 
 /// The fixed numbers before the arrays, in this order.
@@ -337,20 +270,26 @@ pub(super) fn encode(
     writer.to.write_all(&checksum.to_ne_bytes())
 }
 
-/// Reads a session of a file that is `length` bytes long. `policy` yields the fold policy of a sequence by its first
-/// token.
-pub(super) fn decode(
+/// What it means that a file cannot be read on.
+fn unread(name: &str, source: io::Error) -> SessionError {
+    let name = name.to_owned();
+    match source.kind() {
+        io::ErrorKind::UnexpectedEof => {
+            SessionError::Damaged { name, reason: "it ends too early".to_owned() }
+        }
+        _ => SessionError::Io { name, source },
+    }
+}
+
+/// Reads header, numbers and tokens.
+fn begin<R: Read>(
     name: &str,
-    from: &mut dyn Read,
+    mut from: R,
     length: u64,
     expected: &Expected<'_>,
-    policy: impl Fn(u32) -> FoldPolicy,
-) -> Result<Session, SessionError> {
+) -> Result<(Reader<R>, Numbers, Vec<u32>), SessionError> {
     let damaged = |reason: String| SessionError::Damaged { name: name.to_owned(), reason };
-    let failed = |source: io::Error| match source.kind() {
-        io::ErrorKind::UnexpectedEof => damaged("it ends too early".to_owned()),
-        _ => SessionError::Io { name: name.to_owned(), source },
-    };
+    let failed = |source: io::Error| unread(name, source);
     let mut bytes = [0; HEADER];
     from.read_exact(&mut bytes).map_err(failed)?;
     let header = Header::decode(&bytes).map_err(damaged)?;
@@ -365,6 +304,21 @@ pub(super) fn decode(
     check(&header, &numbers, length, expected).map_err(damaged)?;
     let mut tokens = vec![0u32; numbers.shape.position];
     reader.take(tokens.as_mut_bytes()).map_err(failed)?;
+    Ok((reader, numbers, tokens))
+}
+
+/// Reads a session of a file that is `length` bytes long. `policy` yields the fold policy of a sequence by its first
+/// token.
+pub(super) fn decode(
+    name: &str,
+    from: &mut dyn Read,
+    length: u64,
+    expected: &Expected<'_>,
+    policy: impl Fn(u32) -> FoldPolicy,
+) -> Result<Session, SessionError> {
+    let damaged = |reason: String| SessionError::Damaged { name: name.to_owned(), reason };
+    let failed = |source: io::Error| unread(name, source);
+    let (mut reader, numbers, tokens) = begin(name, from, length, expected)?;
     let first = tokens.first().copied().unwrap_or_default();
     let image = SequenceImage::read(expected.layout, &numbers.shape, policy(first), &mut reader);
     let image = image.map_err(|error| match error {
@@ -484,6 +438,13 @@ impl SessionFolder {
     ) -> Result<Session, SessionError> {
         let (file, length) = self.open(name)?;
         decode(name, &mut BufReader::with_capacity(BUFFER, file), length, expected, policy)
+    }
+
+    /// The tokens of a session. The rest of its file, and so its checksum, is left unread.
+    pub(super) fn tokens(&self, name: &str, expected: &Expected<'_>) -> Result<Vec<u32>, SessionError> {
+        let (file, length) = self.open(name)?;
+        let (_, _, tokens) = begin(name, BufReader::new(file), length, expected)?;
+        Ok(tokens)
     }
 
     /// Opens a session's file, if it is a file.

@@ -52,7 +52,7 @@ impl Worker {
             Some(held) => held,
             None => {
                 let sequence = self.runner.import(image).map_err(|error| failed(error.to_string()))?;
-                let kept = self.insert(&tokens, Snapshot { sequence, prefilled, trail });
+                let kept = self.insert(&tokens, Snapshot { sequence, prefilled, trail, ahead: None });
                 kept.ok_or_else(|| failed("there is no room for it".to_owned()))?
             }
         };

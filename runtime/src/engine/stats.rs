@@ -55,6 +55,8 @@ pub struct Stats {
     pub generated_tokens: u64,
     /// Tokens proposed by drafts.
     pub drafted_tokens: u64,
+    /// Tokens of prompts that the draft model has read. What it takes from the prefix cache is not among them.
+    pub draft_model_tokens: u64,
     /// Proposed tokens accepted.
     pub accepted_tokens: u64,
     /// Seconds spent in passes with a prompt slice.
@@ -77,6 +79,10 @@ pub struct Stats {
     pub cache_bytes: usize,
     /// Bytes it may hold.
     pub cache_budget: usize,
+    /// Snapshots in files.
+    pub cache_files: usize,
+    /// Bytes these have.
+    pub cache_file_bytes: u64,
     /// Most tokens of a request.
     pub context: usize,
     /// Most requests that run at once.

@@ -11,7 +11,7 @@ use crate::runner::Sequence;
 #[cfg(feature = "grammar")]
 use crate::sample::grammar::{Grammar, GrammarError};
 use crate::sample::logprobs::token_logprobs;
-use crate::sample::{Sampler, StopMatcher};
+use crate::sample::{SampleError, SampledToken, Sampler, StopMatcher, TokenMask};
 use crate::state::cursor::PREFILL_CHUNK;
 use crate::text::Tokenizer;
 
@@ -47,6 +47,9 @@ pub(crate) struct Stream {
     pub(super) relatives: Vec<(u64, usize)>,
     /// State of the cache when it was last searched for this prompt.
     pub(super) searched: Option<u64>,
+    /// The file of the prefix cache that it waits for; and whether it has ever waited for one.
+    pub(super) fetching: Option<u64>,
+    pub(super) fetched: bool,
     /// Bytes reserved for it.
     pub(super) reserved: usize,
     /// Tokens that the reserved bytes are enough for.
@@ -93,6 +96,8 @@ impl Stream {
             cuts: Vec::new(),
             relatives: Vec::new(),
             searched: None,
+            fetching: None,
+            fetched: false,
             reserved: 0,
             room: 0,
             overtaken: 0,
@@ -183,29 +188,28 @@ impl Stream {
         self.sink.send(Event::Prefill { done, total, cached });
     }
 
-    /// Chooses the next token from a row of logits.
+    /// Chooses the next token from a row of logits; with its probability, where asked for.
     ///
     /// # Errors
     /// [`RequestError`] where there is nothing to choose from, or the grammar gives up.
     #[cfg(feature = "grammar")]
-    pub(super) fn choose(&mut self, logits: &[f32]) -> Result<u32, RequestError> {
+    pub(super) fn choose(&mut self, logits: &[f32]) -> Result<(u32, Option<TokenLogprob>), RequestError> {
         let failed = |error: GrammarError| RequestError::Grammar(error.to_string());
-        let Some(grammar) = &mut self.grammar else {
-            return Ok(self.sampler.sample(logits, &self.tokens, None)?.id);
-        };
-        let mask = grammar.mask().map_err(failed)?;
-        let token = self.sampler.sample(logits, &self.tokens, Some(mask))?.id;
-        grammar.accept(token).map_err(failed)?;
-        Ok(token)
+        let mask = self.grammar.as_mut().map(Grammar::mask).transpose().map_err(failed)?;
+        let chosen = choose(&mut self.sampler, &self.request, &self.tokens, logits, mask)?;
+        if let Some(grammar) = &mut self.grammar {
+            grammar.accept(chosen.0).map_err(failed)?;
+        }
+        Ok(chosen)
     }
 
-    /// Chooses the next token from a row of logits.
+    /// Chooses the next token from a row of logits; with its probability, where asked for.
     ///
     /// # Errors
     /// [`RequestError`] where there is nothing to choose from.
     #[cfg(not(feature = "grammar"))]
-    pub(super) fn choose(&mut self, logits: &[f32]) -> Result<u32, RequestError> {
-        Ok(self.sampler.sample(logits, &self.tokens, None)?.id)
+    pub(super) fn choose(&mut self, logits: &[f32]) -> Result<(u32, Option<TokenLogprob>), RequestError> {
+        Ok(choose(&mut self.sampler, &self.request, &self.tokens, logits, None)?)
     }
 
     /// Cuts the draft to what the grammar allows.
@@ -225,14 +229,6 @@ impl Stream {
         #[cfg(not(feature = "grammar"))]
         let complete = false;
         complete
-    }
-
-    /// The probability of `token` by a row of logits, where asked for.
-    pub(super) fn logprob(&self, logits: &[f32], token: u32) -> Option<TokenLogprob> {
-        self.request.logprobs.map(|count| {
-            let found = token_logprobs(logits, token, count);
-            TokenLogprob { id: token, logprob: found.chosen, top: found.top }
-        })
     }
 
     /// Takes a row of logits of the prompt: that after the token at `position`.
@@ -315,4 +311,23 @@ impl Stream {
     pub(super) fn fail(&self, error: RequestError) {
         self.sink.send(Event::Error(error));
     }
+}
+
+/// Chooses a token, with the probabilities that the request asks for.
+fn choose(
+    sampler: &mut Sampler,
+    request: &Request,
+    history: &[u32],
+    logits: &[f32],
+    mask: Option<&TokenMask>,
+) -> Result<(u32, Option<TokenLogprob>), SampleError> {
+    let SampledToken { id, logprob } = sampler.sample(logits, history, mask)?;
+    let Some(count) = request.logprobs else { return Ok((id, None)) };
+    if request.sampled_logprobs {
+        let likeliest = sampler.distribution(logits, history, mask)?.iter().take(count);
+        let top = likeliest.map(|candidate| (candidate.id, candidate.probability.ln())).collect();
+        return Ok((id, Some(TokenLogprob { id, logprob, top })));
+    }
+    let found = token_logprobs(logits, id, count);
+    Ok((id, Some(TokenLogprob { id, logprob: found.chosen, top: found.top })))
 }

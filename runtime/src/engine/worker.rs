@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::cache::PrefixCache;
 use super::costs::CostModel;
+use super::disk::DiskTier;
 use super::draft_model::DraftModel;
 use super::drafts::Priors;
 use super::pass::Lane;
@@ -55,6 +56,7 @@ pub(super) struct Worker {
     pub(super) usual_drafting: f64,
     steps: u64,
     pub(super) cache: PrefixCache,
+    pub(super) disk: Option<DiskTier>,
     /// Snapshots that have a name, longest known first.
     pub(super) sessions: Vec<(String, u64)>,
     pub(super) slices: u64,
@@ -75,6 +77,7 @@ impl Worker {
         commands: Receiver<Command>,
     ) -> Worker {
         let cache = PrefixCache::new(limits.cache_budget);
+        let disk = DiskTier::of(&model, &limits);
         Worker {
             model,
             runner,
@@ -94,6 +97,7 @@ impl Worker {
             usual_drafting: 0.0,
             steps: 0,
             cache,
+            disk,
             sessions: Vec::new(),
             slices: 0,
             generated: 0,
@@ -117,6 +121,7 @@ impl Worker {
         self.publish();
         // Streams that are dropped without an end say that the engine has been stopped.
         drop(ended);
+        self.spill_all();
     }
 
     /// Takes all commands that are there; waits for one when there is nothing to do. False to stop.
@@ -149,6 +154,7 @@ impl Worker {
     /// One step: cancellations, admission, a pass.
     fn turn(&mut self) {
         self.drop_cancelled();
+        self.take_fetched();
         self.make_room();
         let mut plan = self.plan();
         // A prompt that finds more of its state makes room for others, which may find theirs; each looks once.
@@ -227,6 +233,7 @@ impl Worker {
             .collect();
         let phase = |stream: &Stream| match stream.phase() {
             Phase::Decode if stream.sink.congested() => Phase::Paused,
+            Phase::Prefill { .. } if stream.fetching.is_some() => Phase::Paused,
             Phase::Decode
                 if stream.position() + window > stream.room
                     && stream.room < stream.prompt_len() + stream.limit =>
@@ -301,13 +308,13 @@ impl Worker {
         for (index, outcome) in outcomes {
             let mut stream = self.running.remove(index);
             self.reserved -= stream.reserved;
-            self.leave_model(&mut stream);
             if let Some(sequence) = stream.sequence.take() {
                 match &outcome {
-                    Outcome::Finished(_) => self.keep_last(&stream, sequence),
+                    Outcome::Finished(_) => self.keep_last(&mut stream, sequence),
                     Outcome::Failed(_) => self.runner.release(sequence),
                 }
             }
+            self.leave_model(&mut stream);
             {
                 let mut stats = self.shared.stats();
                 match &outcome {
@@ -345,6 +352,8 @@ impl Worker {
         stats.reserved_bytes = self.reserved;
         stats.cache_entries = self.cache.len();
         stats.cache_bytes = self.cache.bytes();
+        stats.cache_files = self.disk.as_ref().map_or(0, DiskTier::len);
+        stats.cache_file_bytes = self.disk.as_ref().map_or(0, DiskTier::bytes);
         stats.slots.clear();
         stats.slots.extend(self.running.iter().map(|stream| SlotStats {
             id: stream.id,

@@ -239,8 +239,7 @@ impl Cursor {
             let chunk_end = chunk + PREFILL_CHUNK;
             // Read from its start to its end, be it by this pass, by one before it, or by those after it.
             let begun = at == chunk || (self.open && at == self.position);
-            let full_chunk =
-                kind.is_prompt() && begun && (chunk_end <= end || kind == PassKind::PrefillPart);
+            let full_chunk = kind.is_prompt() && begun && (chunk_end <= end || kind == PassKind::PrefillPart);
             let due = match full_chunk {
                 true if chunk >= self.policy.stateless => chunk,
                 true => self.policy.boundary(chunk),

@@ -390,6 +390,19 @@ pub struct MemoryUsage {
     pub kv: usize,
 }
 
+impl std::ops::Add for MemoryUsage {
+    type Output = MemoryUsage;
+
+    fn add(self, other: MemoryUsage) -> MemoryUsage {
+        MemoryUsage {
+            base: self.base + other.base,
+            log: self.log + other.log,
+            conv: self.conv + other.conv,
+            kv: self.kv + other.kv,
+        }
+    }
+}
+
 impl MemoryUsage {
     /// All of it.
     pub fn total(&self) -> usize {

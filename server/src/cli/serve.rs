@@ -268,6 +268,8 @@ fn engine_options(args: &ServeArgs, compute: &Compute) -> anyhow::Result<EngineO
         buffer: compute.buffer,
         memory_budget: args.memory.map(mebibytes).or(state_budget),
         cache_budget: args.cache_ram.map(mebibytes),
+        cache_dir: args.cache_disk.clone(),
+        cache_dir_budget: args.cache_disk_limit.saturating_mul(1 << 20),
         max_queue: args.max_queue.unwrap_or(base.max_queue),
         max_running: args.parallel.unwrap_or(base.max_running),
         session_dir: args.slot_save_path.clone(),

@@ -64,7 +64,7 @@ const COUNTERS: [Figure; 13] = [
 ];
 
 /// Figures of the moment.
-const GAUGES: [Figure; 8] = [
+const GAUGES: [Figure; 10] = [
     ("requests_running", "Generations that run", |stats| stats.slots.len() as f64),
     ("requests_waiting", "Generations that wait", |stats| stats.waiting as f64),
     ("requests_running_limit", "Most generations that run at once", |stats| stats.max_running as f64),
@@ -73,6 +73,8 @@ const GAUGES: [Figure; 8] = [
     ("cache_entries", "Snapshots in the prefix cache", |stats| stats.cache_entries as f64),
     ("cache_bytes", "Memory the prefix cache holds", |stats| stats.cache_bytes as f64),
     ("cache_bytes_limit", "Memory the prefix cache may hold", |stats| stats.cache_budget as f64),
+    ("cache_files", "Snapshots in files", |stats| stats.cache_files as f64),
+    ("cache_file_bytes", "Bytes of these files", |stats| stats.cache_file_bytes as f64),
 ];
 
 fn text(loaded: &[(String, Stats)], labelled: bool, requests: u64, uptime: f64) -> String {

@@ -92,8 +92,6 @@ pub(crate) async fn count_tokens(
 fn begin(served: &Served, body: MessagesRequest) -> ApiResult<(Events, Shape)> {
     let limit = token_count("max_tokens", body.max_tokens)?;
     let conversation = conversation(&body)?;
-    let constraint = conversation.constraint.clone();
-    let prompt = conversation.prompt(served)?;
     let fields = GenerationFields {
         temperature: body.temperature,
         top_p: body.top_p,
@@ -101,12 +99,7 @@ fn begin(served: &Served, body: MessagesRequest) -> ApiResult<(Events, Shape)> {
         stop: body.stop_sequences.map(OneOrMany::Many),
         ..GenerationFields::default()
     };
-    let model = served.model();
-    let tokenizer = model.tokenizer.as_deref();
-    let mut request =
-        fields.request(prompt.ids.clone(), limit, served.config(), tokenizer, model.spec.vocab)?;
-    request.message_boundaries.clone_from(&prompt.boundaries);
-    request.grammar = constraint;
+    let (prompt, request) = conversation.request(served, &fields, limit)?;
     let shape = Shape { id: ids::unique("msg_"), model: served.name(), prompt };
     Ok((served.submit(vec![request], 1)?, shape))
 }

@@ -1,5 +1,6 @@
 //! Conversations: checked, rendered by the model's template, tokenised.
 
+use millpond::engine::Request;
 use millpond::sample::grammar::GrammarSource;
 use millpond::text::ChatInput;
 use millpond::text::tool_calls::ParameterTypes;
@@ -8,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::constraint;
 use super::error::{ApiError, ApiResult};
+use super::params::GenerationFields;
 use super::state::Served;
 
 /// Most messages of a conversation.
@@ -133,6 +135,27 @@ impl Conversation {
             }
         }
         Ok(self)
+    }
+
+    /// The prompt, and a request for the answer to it.
+    ///
+    /// # Errors
+    /// As for [`Conversation::prompt`], or a value out of its range.
+    pub(crate) fn request(
+        self,
+        served: &Served,
+        fields: &GenerationFields,
+        limit: Option<usize>,
+    ) -> ApiResult<(ChatPrompt, Request)> {
+        let constraint = self.constraint.clone();
+        let prompt = self.prompt(served)?;
+        let model = served.model();
+        let tokenizer = model.tokenizer.as_deref();
+        let mut request =
+            fields.request(prompt.ids.clone(), limit, served.config(), tokenizer, model.spec.vocab)?;
+        request.message_boundaries.clone_from(&prompt.boundaries);
+        request.grammar = constraint;
+        Ok((prompt, request))
     }
 
     /// Adds what the answer must look like. Such an answer is given without reasoning.

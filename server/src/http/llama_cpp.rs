@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::response::IntoResponse;
-use millpond::engine::{Event, FinishReason, Request};
+use millpond::engine::{Event, FinishReason, Request, TokenLogprob};
 use millpond::sample::SamplingParams;
 use millpond::text::{ChatTemplate, Tokenizer};
 use serde::Deserialize;
@@ -41,6 +41,7 @@ pub(crate) struct CompletionRequest {
     n: Option<u32>,
     #[serde(default, deserialize_with = "integer::maybe")]
     n_probs: Option<u32>,
+    post_sampling_probs: Option<bool>,
     return_tokens: Option<bool>,
     return_progress: Option<bool>,
     response_fields: Option<Vec<String>>,
@@ -57,11 +58,21 @@ struct Shape {
     each: usize,
     tokens: bool,
     progress: bool,
+    /// Whether probabilities are those after sampling.
+    sampled: bool,
     /// The only fields that are wanted, with slashes between the names of nested ones.
     fields: Vec<String>,
 }
 
 impl Shape {
+    /// The probabilities of a token.
+    fn probabilities(&self, tokenizer: Option<&Tokenizer>, found: &TokenLogprob) -> Value {
+        match self.sampled {
+            true => logprobs::sampled_entry(tokenizer, found),
+            false => logprobs::chat_entry(tokenizer, found, true),
+        }
+    }
+
     /// The fields of an answer that are wanted.
     fn wanted(&self, answer: Value) -> Value {
         if self.fields.is_empty() {
@@ -118,6 +129,7 @@ fn begin(served: &Served, body: CompletionRequest) -> ApiResult<(Events, Shape)>
         let mut request =
             body.generation.request(prompt, limit, served.config(), tokenizer, model.spec.vocab)?;
         request.logprobs = body.n_probs.filter(|&count| count > 0).map(|count| count as usize);
+        request.sampled_logprobs = body.post_sampling_probs.unwrap_or(false);
         request.grammar.clone_from(&constraint);
         request.session = session(body.session.as_deref(), body.id_slot);
         requests.push(request);
@@ -130,6 +142,7 @@ fn begin(served: &Served, body: CompletionRequest) -> ApiResult<(Events, Shape)>
         each,
         tokens: body.return_tokens.unwrap_or(false),
         progress: body.return_progress.unwrap_or(false),
+        sampled: body.post_sampling_probs.unwrap_or(false),
         fields: body.response_fields.unwrap_or_default(),
     };
     Ok((served.submit(requests, each)?, shape))
@@ -142,6 +155,8 @@ fn settings(request: &Request, served: &Served) -> Value {
     settings["max_tokens"] = limit.into();
     settings["stop"] = request.stop.clone().into();
     settings["ignore_eos"] = request.ignore_eos.into();
+    settings["n_probs"] = request.logprobs.unwrap_or(0).into();
+    settings["post_sampling_probs"] = request.sampled_logprobs.into();
     let options = served.engine().options();
     settings["speculative.type"] = request.spec.unwrap_or(options.spec).to_string().into();
     let longest = request.spec_draft_max.unwrap_or(usize::MAX).min(options.spec_draft_max);
@@ -153,6 +168,8 @@ fn settings(request: &Request, served: &Served) -> Value {
 
 /// Sampling parameters with their names in the API.
 fn sampling_value(params: &SamplingParams) -> Value {
+    let bias = |&(token, bias): &(u32, f32)| json!({ "token": token, "bias": bias });
+    let biases: Vec<Value> = params.logit_bias.iter().map(bias).collect();
     json!({
         "seed": params.seed.map_or(-1, |seed| i64::try_from(seed).unwrap_or(i64::MAX)),
         "temperature": params.temperature,
@@ -171,6 +188,7 @@ fn sampling_value(params: &SamplingParams) -> Value {
         "dry_base": params.dry_base,
         "dry_allowed_length": params.dry_allowed_length,
         "dry_penalty_last_n": params.dry_penalty_last_n,
+        "logit_bias": biases,
         "samplers": params.samplers.stages().iter().map(|stage| stage.name()).collect::<Vec<_>>(),
     })
 }
@@ -185,7 +203,7 @@ async fn collect(served: &Served, mut events: Events, shape: &Shape, count: usiz
             Event::Token { id, text: piece, logprob } => {
                 text.text.push_str(&piece);
                 text.tokens.push(id);
-                text.probabilities.extend(logprob.map(|found| logprobs::chat_entry(tokenizer, &found, true)));
+                text.probabilities.extend(logprob.map(|found| shape.probabilities(tokenizer, &found)));
             }
             Event::Done { reason, text: piece, usage } => {
                 text.text.push_str(&piece);
@@ -253,8 +271,7 @@ async fn write(
                 let mut chunk = json!({ "index": index, "content": text, "tokens": [id], "stop": false, "id_slot": index });
                 chunk["tokens_predicted"] = generated[index].into();
                 if let Some(found) = logprob {
-                    chunk["completion_probabilities"] =
-                        json!([logprobs::chat_entry(tokenizer, &found, true)]);
+                    chunk["completion_probabilities"] = json!([shape.probabilities(tokenizer, &found)]);
                 }
                 sender.data(&chunk).await?;
             }

@@ -39,6 +39,22 @@ pub(crate) fn chat_entry(tokenizer: Option<&Tokenizer>, found: &TokenLogprob, id
     entry.into()
 }
 
+/// An entry of llama.cpp's `completion_probabilities` with probabilities after sampling.
+#[must_use]
+pub(crate) fn sampled_entry(tokenizer: Option<&Tokenizer>, found: &TokenLogprob) -> Value {
+    let one = |id: u32, logprob: f32| {
+        json!({
+            "id": id,
+            "token": text_of(tokenizer, id),
+            "prob": logprob.exp(),
+            "bytes": bytes_of(tokenizer, id),
+        })
+    };
+    let mut entry = one(found.id, found.logprob);
+    entry["top_probs"] = found.top.iter().map(|&(id, logprob)| one(id, logprob)).collect();
+    entry
+}
+
 /// `logprobs` of OpenAI's completions API, collected token by token.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct CompletionLogprobs {

@@ -75,7 +75,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N")]
     pub parallel: Option<usize>,
     /// Longest time between two tokens of a stream that a long prompt beside it may cause, in milliseconds
-    #[arg(long, value_name = "N", default_value_t = 250)]
+    #[arg(long, value_name = "N", default_value_t = 500)]
     pub max_gap_ms: u64,
     /// Memory that running requests may hold, in MiB [default: half of what is free]
     #[arg(long, value_name = "MIB")]
@@ -86,6 +86,12 @@ pub struct ServeArgs {
     /// Memory for the prompt cache, in MiB [default: 5 % of the machine's, or 8 snapshots]
     #[arg(long, value_name = "MIB")]
     pub cache_ram: Option<usize>,
+    /// Folder for what the prompt cache has no room for in memory, and for what it holds when the server stops
+    #[arg(long, value_name = "PATH")]
+    pub cache_disk: Option<PathBuf>,
+    /// Most that a model's files there may have, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 4096)]
+    pub cache_disk_limit: u64,
     /// Whether the model thinks before it answers, where requests do not say
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub reasoning: ReasoningName,

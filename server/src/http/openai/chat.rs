@@ -127,22 +127,15 @@ fn conversation(body: &ChatRequest) -> ApiResult<Conversation> {
 
 fn begin(served: &Served, body: ChatRequest) -> ApiResult<(Events, Shape)> {
     let conversation = conversation(&body)?;
-    let constraint = conversation.constraint.clone();
-    let prompt = conversation.prompt(served)?;
-    let model = served.model();
     let limit = body.max_completion_tokens.or(body.max_tokens);
     let limit = token_count("max_tokens", limit)?;
-    let tokenizer = model.tokenizer.as_deref();
-    let mut request =
-        body.generation.request(prompt.ids.clone(), limit, served.config(), tokenizer, model.spec.vocab)?;
-    request.message_boundaries.clone_from(&prompt.boundaries);
+    let (prompt, mut request) = conversation.request(served, &body.generation, limit)?;
     let logprobs = body.logprobs.unwrap_or(false);
     if logprobs {
         request.logprobs = Some(body.top_logprobs.unwrap_or(0) as usize);
     } else if body.top_logprobs.is_some_and(|count| count > 0) {
         return Err(ApiError::field("top_logprobs", "top_logprobs needs logprobs"));
     }
-    request.grammar = constraint;
     request.session = session(body.session.as_deref(), body.id_slot);
     let shape = Shape {
         id: ids::unique("chatcmpl-"),

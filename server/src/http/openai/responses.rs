@@ -87,17 +87,10 @@ fn begin(served: &Served, body: ResponsesRequest) -> ApiResult<(Events, Shape)> 
     }
     let mut conversation = conversation(&body)?;
     conversation.constrain(constraint(&body)?)?;
-    let constraint = conversation.constraint.clone();
-    let prompt = conversation.prompt(served)?;
     let limit = token_count("max_output_tokens", body.max_output_tokens)?;
     let fields =
         GenerationFields { temperature: body.temperature, top_p: body.top_p, ..GenerationFields::default() };
-    let model = served.model();
-    let tokenizer = model.tokenizer.as_deref();
-    let mut request =
-        fields.request(prompt.ids.clone(), limit, served.config(), tokenizer, model.spec.vocab)?;
-    request.message_boundaries.clone_from(&prompt.boundaries);
-    request.grammar = constraint;
+    let (prompt, request) = conversation.request(served, &fields, limit)?;
     let frame = frame(served, &body, &request);
     Ok((served.submit(vec![request], 1)?, Shape { prompt, frame }))
 }
