@@ -58,6 +58,8 @@ pub struct ModelInfo {
     pub name: String,
     /// Where it was loaded from; absent for a model that is part of the program.
     pub path: Option<PathBuf>,
+    /// What its file calls the mixture of formats, such as `Q4_K_M`; absent where the file does not say.
+    pub file_type: Option<&'static str>,
     /// Formats of its matrices, most bytes first.
     pub formats: Vec<&'static str>,
     /// Bytes of its files.
@@ -126,11 +128,12 @@ impl Model {
         path: Option<PathBuf>,
         fallback: Option<String>,
     ) -> Result<Arc<Model>, ModelError> {
-        let LoadedModel { spec, weights, tokenizer, files, name } = loaded;
+        let LoadedModel { spec, weights, tokenizer, files, name, file_type } = loaded;
         let summary = Summary::of(&spec, &weights);
         let info = ModelInfo {
             name: name.filter(|name| !name.is_empty()).or(fallback).unwrap_or_else(|| "built-in".to_owned()),
             path,
+            file_type,
             formats: summary.formats(),
             bytes: files.iter().map(|file| file.bytes).sum(),
             parameters: summary.parameters,
@@ -144,6 +147,14 @@ impl Model {
             template: template.flatten(),
             info,
         }))
+    }
+}
+
+impl ModelInfo {
+    /// What its weights are kept in: the file's own word for it, or the format of most of their bytes.
+    #[must_use]
+    pub fn quantization(&self) -> Option<&'static str> {
+        self.file_type.or_else(|| self.formats.first().copied())
     }
 }
 

@@ -23,6 +23,28 @@ pub struct TeamError {
     pub reason: String,
 }
 
+/// How many threads take part in the passes of a team.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PassThreads {
+    /// Those of a pass that only generates.
+    pub decode: usize,
+    /// Those of a pass that reads a prompt.
+    pub prefill: usize,
+}
+
+impl PassThreads {
+    /// `decode` threads (0: [`default_threads`]), and for prompts `prefill` (0: as many).
+    pub fn new(decode: usize, prefill: usize) -> PassThreads {
+        let decode = if decode == 0 { default_threads() } else { decode };
+        PassThreads { decode, prefill: if prefill == 0 { decode } else { prefill } }
+    }
+
+    /// The size of the team that they need.
+    pub fn most(self) -> usize {
+        self.decode.max(self.prefill)
+    }
+}
+
 /// A private team of threads: the one that calls [`Team::run`], and helpers. Idle helpers sleep.
 ///
 /// Results never depend on the number of threads: work is split into units whose arithmetic does not know who
@@ -60,7 +82,12 @@ impl Team {
 
     /// Runs `work` in this thread, with the team's helpers at [`join`] and what is built on it.
     pub fn run<R>(&self, work: impl FnOnce() -> R) -> R {
-        let helpers = self.pace().helpers(self.helpers.len());
+        self.run_with(self.threads(), work)
+    }
+
+    /// The same with `threads` threads at most, this one among them.
+    pub fn run_with<R>(&self, threads: usize, work: impl FnOnce() -> R) -> R {
+        let helpers = self.pace().helpers(self.helpers.len().min(threads.saturating_sub(1)));
         let pass = Pass::enter(&self.crew, helpers);
         let start = Instant::now();
         WAITED.set(Duration::ZERO);

@@ -80,6 +80,7 @@ pub struct Work<'a> {
 
 /// What can go wrong in a pass.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RunError {
     /// The backend could not run it.
     #[error(transparent)]

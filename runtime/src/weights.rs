@@ -31,6 +31,7 @@ pub struct Matrix {
 
 /// Why bytes do not form a matrix.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum MatrixError {
     /// The width is no multiple of the format's block.
     #[error("{cols} columns are no multiple of the {block} values in a block of {format}")]

@@ -80,7 +80,7 @@ pub fn try_collect(generation: Generation) -> Result<Answer, String> {
             Event::Error(error) => return Err(error.to_string()),
             Event::Prompt(logprobs) => prompt = logprobs,
             Event::Embedding(vector) => embedding = vector,
-            Event::Prefill { .. } => {}
+            _ => {}
         }
     }
     Err("the stream ended without an end".to_owned())

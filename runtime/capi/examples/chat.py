@@ -28,6 +28,17 @@ class Request(ctypes.Structure):
         ("top_k", c_int32),
         *[(name, c_float) for name in ("top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")],
         *[(name, c_int32) for name in ("repeat_last_n", "logprobs", "echo", "ignore_eos", "cache_prompt", "background")],
+        *[(name, c_float) for name in ("typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold")],
+        *[(name, c_float) for name in ("dry_multiplier", "dry_base")],
+        ("dry_allowed_length", c_uint32),
+        ("dry_penalty_last_n", c_int32),
+        *[(name, c_float) for name in ("dynatemp_range", "dynatemp_exponent")],
+        ("mirostat", c_int32),
+        *[(name, c_float) for name in ("mirostat_tau", "mirostat_eta")],
+        ("speculation", c_int32),
+        ("bias", c_void_p),
+        ("bias_count", c_size_t),
+        ("draft_max", c_int64),
     ]
 
 

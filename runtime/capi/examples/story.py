@@ -36,6 +36,17 @@ class Request(ctypes.Structure):
         ("ignore_eos", c_int32),
         ("cache_prompt", c_int32),
         ("background", c_int32),
+        *[(name, c_float) for name in ("typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold")],
+        *[(name, c_float) for name in ("dry_multiplier", "dry_base")],
+        ("dry_allowed_length", c_uint32),
+        ("dry_penalty_last_n", c_int32),
+        *[(name, c_float) for name in ("dynatemp_range", "dynatemp_exponent")],
+        ("mirostat", c_int32),
+        *[(name, c_float) for name in ("mirostat_tau", "mirostat_eta")],
+        ("speculation", c_int32),
+        ("bias", c_void_p),
+        ("bias_count", c_size_t),
+        ("draft_max", c_int64),
     ]
 
 

@@ -5,7 +5,8 @@
  *
  * Threads: every function may be called from any thread, at any time, also by several threads with the same handle.
  * Functions that wait (millpond_model_load, millpond_generation_wait, millpond_generation_listen, millpond_embed,
- * millpond_session_*) block the calling thread alone. Callbacks run on the thread that called the function they were
+ * millpond_embedding_wait, millpond_session_*, and millpond_generation_read as long as it is told) block the calling
+ * thread alone. Callbacks run on the thread that called the function they were
  * given to, never on one of the library's own. No function keeps a pointer that it was given after it returns.
  *
  * Handles: they are not addresses, though they look like pointers. A handle that has been freed, was never given out or
@@ -98,6 +99,20 @@ typedef enum {
     MILLPOND_POOLING_LAST = 1,
 } millpond_pooling;
 
+// Where drafts come from. They change the speed of an answer and never its tokens.
+typedef enum {
+    // A draft model, the model's own head, or earlier text: the best of what there is, while it pays.
+    MILLPOND_SPECULATION_AUTO = 0,
+    // No drafts.
+    MILLPOND_SPECULATION_OFF = 1,
+    // Repetition of earlier text.
+    MILLPOND_SPECULATION_NGRAM = 2,
+    // The model's own multi-token-prediction head.
+    MILLPOND_SPECULATION_MTP = 3,
+    // The draft model.
+    MILLPOND_SPECULATION_DRAFT = 4,
+} millpond_speculation;
+
 // Threads that run requests for a model.
 typedef struct millpond_engine millpond_engine;
 
@@ -181,8 +196,18 @@ typedef struct {
     size_t max_running;
     // Most requests that wait.
     size_t max_queue;
-    // Longest draft of speculation; 0 for none.
+    // Threads of passes that read a prompt; 0 for as many as `threads`.
+    size_t prefill_threads;
+    // Most rows of prompts in one pass, in chunks of 64: more are faster and take more memory.
+    size_t prefill_rows;
+    // Longest draft of speculation, at most 64; 0 for none.
     size_t draft_max;
+    // Shortest draft: shorter ones are dropped.
+    size_t draft_min;
+    // A small model of the same vocabulary that drafts; or NULL. It lives as long as the engine.
+    const millpond_model *draft_model;
+    // Where drafts come from: a `millpond_speculation`.
+    int32_t speculation;
     // Bytes that running requests may hold; -1 for a share of the machine's memory.
     int64_t memory_budget;
     // Bytes that the prefix cache may hold; -1 for a share of the machine's memory.
@@ -241,6 +266,14 @@ typedef struct {
     size_t cache_budget;
 } millpond_stats;
 
+// A change of the likelihood of a token.
+typedef struct {
+    // Its id.
+    uint32_t id;
+    // Added to its logit; negative infinity forbids it.
+    float bias;
+} millpond_bias;
+
 // A prompt and what to make of it; `millpond_request_init` writes the defaults: those of the library, and no prompt.
 typedef struct {
     // Bytes of this structure, written by its init function.
@@ -294,6 +327,40 @@ typedef struct {
     int32_t cache_prompt;
     // Not 0: yield to requests that somebody waits for.
     int32_t background;
+    // Probability of the locally typical tokens kept; 1 for all.
+    float typical_p;
+    // Standard deviations below the largest logit kept; 0 and less for all.
+    float top_n_sigma;
+    // Chance of removing all but the least of the probable tokens (XTC).
+    float xtc_probability;
+    // Probability from which a token counts as probable for XTC.
+    float xtc_threshold;
+    // Strength of the penalty on repeated sequences (DRY); 0 does nothing.
+    float dry_multiplier;
+    // Growth of DRY with each repeated token.
+    float dry_base;
+    // Longest repetition that DRY leaves alone.
+    uint32_t dry_allowed_length;
+    // Tokens that DRY looks at; 0 none, -1 all.
+    int32_t dry_penalty_last_n;
+    // How far the temperature moves with the entropy; 0 leaves it alone.
+    float dynatemp_range;
+    // Exponent of that entropy.
+    float dynatemp_exponent;
+    // 1 or 2: this form of Mirostat in place of all samplers but the temperature; 0 for none.
+    int32_t mirostat;
+    // Surprise of a token that Mirostat aims at, in bits.
+    float mirostat_tau;
+    // How much of the last error Mirostat corrects.
+    float mirostat_eta;
+    // Where drafts come from, a `millpond_speculation`; -1 for where the engine has them from.
+    int32_t speculation;
+    // Changes of the likelihood of tokens; NULL if there are none.
+    const millpond_bias *bias;
+    // Number of these.
+    size_t bias_count;
+    // Longest draft, that of the engine at most; -1 for that.
+    int64_t draft_max;
 } millpond_request;
 
 // Gets each piece of text: whole characters of UTF-8, not closed by a zero. Returns 0 to go on, anything else to
@@ -504,17 +571,6 @@ int32_t millpond_engine_free(millpond_engine *engine, millpond_error *error);
 // What an engine has done and what it holds.
 int32_t millpond_engine_stats(const millpond_engine *engine, millpond_stats *stats, millpond_error *error);
 
-// Computes the embedding of a text, given as tokens, and waits for it. `pooling` is a `millpond_pooling`. An embedding
-// has as many values as `millpond_model_info` says.
-int32_t millpond_embed(const millpond_engine *engine,
-                       const uint32_t *tokens,
-                       size_t count,
-                       int32_t pooling,
-                       float *values,
-                       size_t capacity,
-                       size_t *length,
-                       millpond_error *error);
-
 // Writes the defaults: those of the library, and no prompt.
 int32_t millpond_request_init(millpond_request *request);
 
@@ -541,11 +597,52 @@ int32_t millpond_generation_listen(const millpond_generation *generation,
                                    millpond_result *result,
                                    millpond_error *error);
 
+// Takes text as it comes, for hosts that do not want to be called back. Waits at most `timeout_ms` milliseconds for
+// some (0: not at all; -1: as long as it takes), writes as many whole characters as there are and fit, and their number
+// of bytes, 0 if none came in time. `*ended` becomes 1 once all text has been taken and the generation is over, and
+// `result`, which may be NULL, is written then. A generation is read from or waited for, not both.
+int32_t millpond_generation_read(const millpond_generation *generation,
+                                 int64_t timeout_ms,
+                                 char *text,
+                                 size_t capacity,
+                                 size_t *length,
+                                 int32_t *ended,
+                                 millpond_result *result,
+                                 millpond_error *error);
+
 // Asks a generation to end soon, from any thread. It is no mistake if it has ended already.
 int32_t millpond_generation_cancel(const millpond_generation *generation, millpond_error *error);
 
 // Cancels a generation if it still runs, and gives it back. NULL does nothing.
 int32_t millpond_generation_free(millpond_generation *generation, millpond_error *error);
+
+// Computes the embedding of a text, given as tokens, and waits for it. `pooling` is a `millpond_pooling`. An embedding
+// has as many values as `millpond_model_info` says. `millpond_embedding_start` is for hosts that want to cancel.
+int32_t millpond_embed(const millpond_engine *engine,
+                       const uint32_t *tokens,
+                       size_t count,
+                       int32_t pooling,
+                       float *values,
+                       size_t capacity,
+                       size_t *length,
+                       millpond_error *error);
+
+// Asks for the embedding of a text and returns at once. The generation is for `millpond_embedding_wait`,
+// `millpond_generation_cancel` and `millpond_generation_free`. On failure *generation is NULL.
+int32_t millpond_embedding_start(const millpond_engine *engine,
+                                 const uint32_t *tokens,
+                                 size_t count,
+                                 int32_t pooling,
+                                 millpond_generation **generation,
+                                 millpond_error *error);
+
+// Waits for the embedding that `millpond_embedding_start` asked for; once for each. One that was cancelled ends with
+// MILLPOND_STATUS_CANCELLED. A buffer that is too small is no loss: the call can be made again.
+int32_t millpond_embedding_wait(const millpond_generation *generation,
+                                float *values,
+                                size_t capacity,
+                                size_t *length,
+                                millpond_error *error);
 
 // Saves the state that a request has left under `session` as `file`, a name in the engine's folder of sessions. `info`
 // may be NULL. A file that was there before stays as it was on failure.

@@ -1,13 +1,12 @@
-//! Engines: start, stop, figures, embeddings.
+//! Engines: start, stop, figures.
 
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
-use millpond::engine::{self, Engine, Event, SpecMode};
+use millpond::engine::{self, Engine, SpecMode};
 use millpond::model::Model;
 
 use crate::failure::{Error, Failure, Status, guard, initialise, with};
-use crate::generation::{request_failure, submit_failure};
 use crate::handles::{self, EngineHandle, ModelHandle};
 use crate::pointers;
 use crate::types::{EngineOptions, Stats};
@@ -23,7 +22,12 @@ pub unsafe extern "C" fn millpond_engine_options_init(options: *mut EngineOption
             context: base.context,
             max_running: base.max_running,
             max_queue: base.max_queue,
+            prefill_threads: base.prefill_threads,
+            prefill_rows: base.prefill_rows,
             draft_max: base.spec_draft_max,
+            draft_min: base.spec_draft_min,
+            draft_model: null(),
+            speculation: Speculation::Auto as i32,
             memory_budget: -1,
             cache_budget: -1,
             session_dir: null(),
@@ -75,14 +79,49 @@ unsafe fn engine_options(options: *const EngineOptions) -> Result<engine::Engine
         context: options.context,
         max_running: options.max_running,
         max_queue: options.max_queue,
-        spec: if options.draft_max == 0 { SpecMode::Off } else { base.spec },
+        prefill_threads: options.prefill_threads,
+        prefill_rows: options.prefill_rows,
+        spec: if options.draft_max == 0 { SpecMode::Off } else { spec_mode(options.speculation)? },
         spec_draft_max: draft_max(options.draft_max)?,
+        spec_draft_min: options.draft_min,
+        draft_model: draft_model(options.draft_model)?,
         memory_budget: budget("memory_budget", options.memory_budget)?,
         cache_budget: budget("cache_budget", options.cache_budget)?,
         session_dir: session_dir.map(Into::into),
         exact_cache: options.exact_cache != 0,
         ..base
     })
+}
+
+/// Where drafts come from. They change the speed of an answer and never its tokens.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speculation {
+    /// A draft model, the model's own head, or earlier text: the best of what there is, while it pays.
+    Auto = 0,
+    /// No drafts.
+    Off = 1,
+    /// Repetition of earlier text.
+    Ngram = 2,
+    /// The model's own multi-token-prediction head.
+    Mtp = 3,
+    /// The draft model.
+    Draft = 4,
+}
+
+pub(crate) fn spec_mode(number: i32) -> Result<SpecMode, Failure> {
+    Ok(match number {
+        0 => SpecMode::Auto,
+        1 => SpecMode::Off,
+        2 => SpecMode::Ngram,
+        3 => SpecMode::Mtp,
+        4 => SpecMode::Draft,
+        other => return Err(Failure::new(Status::InvalidArgument, format!("speculation is {other}"))),
+    })
+}
+
+fn draft_model(model: *const ModelHandle) -> Result<Option<Arc<Model>>, Failure> {
+    if model.is_null() { Ok(None) } else { handles::get::<Model>(model).map(Some) }
 }
 
 /// Every sequence has memory for the longest draft.
@@ -153,61 +192,4 @@ fn summary(stats: &engine::Stats) -> Stats {
         cache_bytes: stats.cache_bytes,
         cache_budget: stats.cache_budget,
     }
-}
-
-/// How the hidden states of a text become one vector.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Pooling {
-    /// The mean over all tokens.
-    Mean = 0,
-    /// That of the last token.
-    Last = 1,
-}
-
-/// Computes the embedding of a text, given as tokens, and waits for it. `pooling` is a `millpond_pooling`. An embedding
-/// has as many values as `millpond_model_info` says.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn millpond_embed(
-    engine: *const EngineHandle,
-    tokens: *const u32,
-    count: usize,
-    pooling: i32,
-    values: *mut f32,
-    capacity: usize,
-    length: *mut usize,
-    error: *mut Error,
-) -> i32 {
-    let body = || {
-        // The engine itself is let go before the wait, so that it can be freed meanwhile.
-        let handle = handles::get::<Engine>(engine)?.handle();
-        let pooling = match pooling {
-            0 => engine::Pooling::Mean,
-            1 => engine::Pooling::Last,
-            other => return Err(Failure::new(Status::InvalidArgument, format!("pooling is {other}"))),
-        };
-        // SAFETY: the caller vouches for the memory.
-        let prompt = unsafe {
-            pointers::room(handle.model().spec.hidden, values, capacity, length)?;
-            pointers::slice("tokens", tokens, count)?.to_vec()
-        };
-        let request = engine::Request { embeddings: Some(pooling), ..engine::Request::new(prompt) };
-        let embedding = embedding(&handle, request)?;
-        // SAFETY: as above.
-        unsafe { pointers::fill(&embedding, values, capacity, length) }
-    };
-    // SAFETY: the caller vouches for `error`.
-    unsafe { guard(error, body) }
-}
-
-fn embedding(handle: &engine::EngineHandle, request: engine::Request) -> Result<Vec<f32>, Failure> {
-    let mut found = None;
-    for event in handle.submit(request).map_err(|error| submit_failure(&error))? {
-        match event {
-            Event::Embedding(values) => found = Some(values),
-            Event::Error(error) => return Err(request_failure(&error)),
-            _ => {}
-        }
-    }
-    found.ok_or_else(|| Failure::new(Status::Internal, "no embedding came"))
 }

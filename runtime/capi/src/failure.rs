@@ -121,7 +121,7 @@ impl Error {
 }
 
 /// A function's error before it is written where the host wants it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Failure {
     /// Its kind.
     pub status: Status,

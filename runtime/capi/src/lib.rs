@@ -21,6 +21,7 @@
     deny(clippy::print_stdout, clippy::print_stderr, clippy::exit, clippy::unwrap_used, clippy::panic)
 )]
 
+pub mod embedding;
 pub mod engine;
 pub mod failure;
 pub mod generation;

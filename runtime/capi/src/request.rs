@@ -3,13 +3,14 @@
 use std::ffi::c_char;
 use std::ptr::null;
 
-use millpond::engine::{self, Class};
-use millpond::sample::SamplingParams;
+use millpond::engine::{self, Class, SpecMode};
 use millpond::sample::grammar::GrammarSource;
+use millpond::sample::{Mirostat, SamplingParams};
 
+use crate::engine::spec_mode;
 use crate::failure::{Failure, Status, initialise};
 use crate::pointers;
-use crate::types::Request;
+use crate::types::{Bias, Request};
 
 /// Writes the defaults: those of the library, and no prompt.
 #[unsafe(no_mangle)]
@@ -42,6 +43,23 @@ pub unsafe extern "C" fn millpond_request_init(request: *mut Request) -> i32 {
             ignore_eos: 0,
             cache_prompt: 1,
             background: 0,
+            typical_p: base.typical_p,
+            top_n_sigma: base.top_n_sigma,
+            xtc_probability: base.xtc_probability,
+            xtc_threshold: base.xtc_threshold,
+            dry_multiplier: base.dry_multiplier,
+            dry_base: base.dry_base,
+            dry_allowed_length: base.dry_allowed_length,
+            dry_penalty_last_n: base.dry_penalty_last_n,
+            dynatemp_range: base.dynatemp_range,
+            dynatemp_exponent: base.dynatemp_exponent,
+            mirostat: base.mirostat.number().into(),
+            mirostat_tau: base.mirostat_tau,
+            mirostat_eta: base.mirostat_eta,
+            speculation: -1,
+            bias: null(),
+            bias_count: 0,
+            draft_max: -1,
         }
     };
     // SAFETY: the caller vouches for the memory.
@@ -51,12 +69,13 @@ pub unsafe extern "C" fn millpond_request_init(request: *mut Request) -> i32 {
 /// The library's request.
 pub(crate) unsafe fn engine_request(request: *const Request) -> Result<engine::Request, Failure> {
     // SAFETY: the caller vouches for the memory.
-    let (request, prompt, stop, session, grammar) = unsafe {
+    let (request, prompt, stop, session, grammar, bias) = unsafe {
         let request = pointers::sized("request", request)?;
         let prompt = pointers::slice("prompt", request.prompt, request.prompt_count)?;
         let stop = pointers::slice("stop", request.stop, request.stop_count)?;
         let session = pointers::optional_string("session", request.session)?;
-        (request, prompt, stop, session, grammar_source(&request)?)
+        let bias = pointers::slice("bias", request.bias, request.bias_count)?;
+        (request, prompt, stop, session, grammar_source(&request)?, bias)
     };
     let text = |pointer: &*const c_char| {
         // SAFETY: the caller vouches for the memory.
@@ -64,7 +83,7 @@ pub(crate) unsafe fn engine_request(request: *const Request) -> Result<engine::R
     };
     Ok(engine::Request {
         max_tokens: number("max_tokens", request.max_tokens)?,
-        sampling: sampling(&request)?,
+        sampling: sampling(&request, bias)?,
         stop: stop.iter().map(text).collect::<Result<_, _>>()?,
         ignore_eos: request.ignore_eos != 0,
         grammar,
@@ -73,6 +92,8 @@ pub(crate) unsafe fn engine_request(request: *const Request) -> Result<engine::R
         class: if request.background == 0 { Class::Interactive } else { Class::Background },
         cache_prompt: request.cache_prompt != 0,
         session: session.map(str::to_owned),
+        spec: speculation(request.speculation)?,
+        spec_draft_max: number("draft_max", request.draft_max)?,
         ..engine::Request::new(prompt.to_vec())
     })
 }
@@ -87,7 +108,14 @@ fn number<T: TryFrom<i64>>(name: &str, value: i64) -> Result<Option<T>, Failure>
     }
 }
 
-fn sampling(request: &Request) -> Result<SamplingParams, Failure> {
+/// Where drafts come from; -1 says nothing about it.
+fn speculation(number: i32) -> Result<Option<SpecMode>, Failure> {
+    if number == -1 { Ok(None) } else { spec_mode(number).map(Some) }
+}
+
+fn sampling(request: &Request, bias: &[Bias]) -> Result<SamplingParams, Failure> {
+    let wrong = || Failure::new(Status::InvalidArgument, format!("mirostat is {}", request.mirostat));
+    let mirostat = u8::try_from(request.mirostat).ok().and_then(Mirostat::by_number).ok_or_else(wrong)?;
     Ok(SamplingParams {
         seed: number("seed", request.seed)?,
         temperature: request.temperature,
@@ -98,6 +126,20 @@ fn sampling(request: &Request) -> Result<SamplingParams, Failure> {
         presence_penalty: request.presence_penalty,
         frequency_penalty: request.frequency_penalty,
         repeat_last_n: request.repeat_last_n,
+        typical_p: request.typical_p,
+        top_n_sigma: request.top_n_sigma,
+        xtc_probability: request.xtc_probability,
+        xtc_threshold: request.xtc_threshold,
+        dry_multiplier: request.dry_multiplier,
+        dry_base: request.dry_base,
+        dry_allowed_length: request.dry_allowed_length,
+        dry_penalty_last_n: request.dry_penalty_last_n,
+        dynatemp_range: request.dynatemp_range,
+        dynatemp_exponent: request.dynatemp_exponent,
+        mirostat,
+        mirostat_tau: request.mirostat_tau,
+        mirostat_eta: request.mirostat_eta,
+        logit_bias: bias.iter().map(|bias| (bias.id, bias.bias)).collect(),
         ..SamplingParams::default()
     })
 }

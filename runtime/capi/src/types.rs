@@ -2,6 +2,8 @@
 
 use std::ffi::{c_char, c_void};
 
+use crate::handles::ModelHandle;
+
 /// Told how far loading is, on the thread that loads: bytes within reach, and bytes of all files. Returns 0 to go on,
 /// anything else to give up. It must return: no exception, no longjmp.
 pub type ProgressCallback =
@@ -77,8 +79,18 @@ pub struct EngineOptions {
     pub max_running: usize,
     /// Most requests that wait.
     pub max_queue: usize,
-    /// Longest draft of speculation; 0 for none.
+    /// Threads of passes that read a prompt; 0 for as many as `threads`.
+    pub prefill_threads: usize,
+    /// Most rows of prompts in one pass, in chunks of 64: more are faster and take more memory.
+    pub prefill_rows: usize,
+    /// Longest draft of speculation, at most 64; 0 for none.
     pub draft_max: usize,
+    /// Shortest draft: shorter ones are dropped.
+    pub draft_min: usize,
+    /// A small model of the same vocabulary that drafts; or NULL. It lives as long as the engine.
+    pub draft_model: *const ModelHandle,
+    /// Where drafts come from: a `millpond_speculation`.
+    pub speculation: i32,
     /// Bytes that running requests may hold; -1 for a share of the machine's memory.
     pub memory_budget: i64,
     /// Bytes that the prefix cache may hold; -1 for a share of the machine's memory.
@@ -213,6 +225,50 @@ pub struct Request {
     pub cache_prompt: i32,
     /// Not 0: yield to requests that somebody waits for.
     pub background: i32,
+    /// Probability of the locally typical tokens kept; 1 for all.
+    pub typical_p: f32,
+    /// Standard deviations below the largest logit kept; 0 and less for all.
+    pub top_n_sigma: f32,
+    /// Chance of removing all but the least of the probable tokens (XTC).
+    pub xtc_probability: f32,
+    /// Probability from which a token counts as probable for XTC.
+    pub xtc_threshold: f32,
+    /// Strength of the penalty on repeated sequences (DRY); 0 does nothing.
+    pub dry_multiplier: f32,
+    /// Growth of DRY with each repeated token.
+    pub dry_base: f32,
+    /// Longest repetition that DRY leaves alone.
+    pub dry_allowed_length: u32,
+    /// Tokens that DRY looks at; 0 none, -1 all.
+    pub dry_penalty_last_n: i32,
+    /// How far the temperature moves with the entropy; 0 leaves it alone.
+    pub dynatemp_range: f32,
+    /// Exponent of that entropy.
+    pub dynatemp_exponent: f32,
+    /// 1 or 2: this form of Mirostat in place of all samplers but the temperature; 0 for none.
+    pub mirostat: i32,
+    /// Surprise of a token that Mirostat aims at, in bits.
+    pub mirostat_tau: f32,
+    /// How much of the last error Mirostat corrects.
+    pub mirostat_eta: f32,
+    /// Where drafts come from, a `millpond_speculation`; -1 for where the engine has them from.
+    pub speculation: i32,
+    /// Changes of the likelihood of tokens; NULL if there are none.
+    pub bias: *const Bias,
+    /// Number of these.
+    pub bias_count: usize,
+    /// Longest draft, that of the engine at most; -1 for that.
+    pub draft_max: i64,
+}
+
+/// A change of the likelihood of a token.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Bias {
+    /// Its id.
+    pub id: u32,
+    /// Added to its logit; negative infinity forbids it.
+    pub bias: f32,
 }
 
 /// How a generation ended and what it cost.

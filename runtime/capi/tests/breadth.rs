@@ -8,10 +8,11 @@ use std::ptr::null_mut;
 
 use common::*;
 use millpond_capi::Status;
+use millpond_capi::embedding::*;
 use millpond_capi::engine::*;
 use millpond_capi::failure::Error;
 use millpond_capi::generation::*;
-use millpond_capi::handles::ModelHandle;
+use millpond_capi::handles::{GenerationHandle, ModelHandle};
 use millpond_capi::listener::*;
 use millpond_capi::model::*;
 use millpond_capi::sessions::*;
@@ -259,6 +260,165 @@ fn embeddings_are_vectors_that_tell_texts_apart() {
         assert_eq!(call(2, &raw mut length), Status::InvalidArgument as i32);
         assert_eq!(call(0, null_mut()), Status::NullPointer as i32);
     }
+    free_all(model, engine);
+}
+
+#[test]
+fn an_embedding_can_be_cancelled_and_waited_for_once() {
+    let model = load(Path::new(MODEL)).unwrap();
+    let engine = start(model);
+    let width = describe(model).embedding;
+    let ids = tokens(model, &KING.repeat(150));
+    let begin = || {
+        let (mut generation, mut error) = (null_mut(), no_error());
+        // SAFETY: everything lives during the call and has the size given.
+        let status = unsafe {
+            let (place, error) = (&raw mut generation, &raw mut error);
+            millpond_embedding_start(engine, ids.as_ptr(), ids.len(), Pooling::Last as i32, place, error)
+        };
+        assert_eq!(status, 0, "{}", message(&error));
+        generation
+    };
+    let wait = |generation, values: &mut [f32]| {
+        let mut length = 0;
+        // SAFETY: as above.
+        let status = unsafe {
+            let (place, capacity) = (values.as_mut_ptr(), values.len());
+            millpond_embedding_wait(generation, place, capacity, &raw mut length, null_mut())
+        };
+        (status, length)
+    };
+    let mut values = vec![0.0; width];
+    let cancelled = begin();
+    // SAFETY: no message is asked for.
+    assert_eq!(unsafe { millpond_generation_cancel(cancelled, null_mut()) }, 0);
+    assert_eq!(wait(cancelled, &mut values).0, Status::Cancelled as i32);
+
+    let whole = begin();
+    assert_eq!(wait(whole, &mut []), (Status::BufferTooSmall as i32, width));
+    assert_eq!(wait(whole, &mut values), (0, width));
+    assert!(values.iter().any(|&value| value != 0.0));
+    assert_eq!(wait(whole, &mut values).0, Status::WrongOrder as i32);
+    let text = submit(engine, &request(&ids[..3], 1));
+    assert_eq!(wait(text, &mut values).0, Status::WrongOrder as i32);
+    for generation in [cancelled, whole, text] {
+        // SAFETY: no message is asked for.
+        assert_eq!(unsafe { millpond_generation_free(generation, null_mut()) }, 0);
+    }
+    free_all(model, engine);
+}
+
+/// What `millpond_generation_read` gives: the status, the text and whether that was the end.
+fn read(
+    generation: *mut GenerationHandle,
+    timeout: i64,
+    room: usize,
+    result: &mut Outcome,
+) -> (i32, String, i32) {
+    let (mut text, mut length, mut ended) = (vec![0_u8; room], 0, 0);
+    // SAFETY: everything lives during the call and has the size given.
+    let status = unsafe {
+        let (place, length, ended) = (text.as_mut_ptr().cast(), &raw mut length, &raw mut ended);
+        millpond_generation_read(generation, timeout, place, room, length, ended, result, null_mut())
+    };
+    text.truncate(if status == 0 { length } else { 0 });
+    (status, String::from_utf8(text).expect("whole characters"), ended)
+}
+
+#[test]
+fn text_can_be_taken_without_callbacks() {
+    let model = load(Path::new(MODEL)).unwrap();
+    let engine = start(model);
+    let prompt = tokens(model, KING);
+    let (whole, cost) = answer(engine, &request(&prompt, 40));
+    for room in [4, 7, 4096] {
+        let generation = submit(engine, &request(&prompt, 40));
+        let (mut text, mut result, mut calls) = (String::new(), Outcome::default(), 0);
+        loop {
+            // Polls first and waits then.
+            let timeout = if calls < 3 { 0 } else { -1 };
+            let (status, piece, ended) = read(generation, timeout, room, &mut result);
+            assert_eq!(status, 0);
+            text.push_str(&piece);
+            calls += 1;
+            if ended == 1 {
+                break;
+            }
+            assert!(timeout == 0 || !piece.is_empty(), "a wait gives text or the end");
+        }
+        assert_eq!((text.as_str(), result.completion_tokens), (whole.as_str(), cost.completion_tokens));
+        // The end stays the end, and there is nothing to wait for.
+        assert_eq!(read(generation, 0, room, &mut result), (0, String::new(), 1));
+        // SAFETY: no message is asked for.
+        unsafe {
+            let waited = millpond_generation_wait(generation, None, null_mut(), null_mut(), null_mut());
+            assert_eq!(waited, Status::WrongOrder as i32);
+            assert_eq!(millpond_generation_free(generation, null_mut()), 0);
+        }
+    }
+    free_all(model, engine);
+}
+
+#[test]
+fn a_reader_learns_of_cancelling_and_of_too_little_room() {
+    let model = load(Path::new(MODEL)).unwrap();
+    let engine = start(model);
+    let prompt = tokens(model, KING);
+    let generation = submit(engine, &request(&prompt, LONG));
+    let mut result = Outcome::default();
+    assert_eq!(read(generation, -2, 8, &mut result).0, Status::InvalidArgument as i32);
+    assert_eq!(read(generation, -1, 0, &mut result).0, Status::BufferTooSmall as i32);
+    assert_eq!(read(generation, i64::MAX, 8, &mut result).0, 0);
+    // SAFETY: no message is asked for.
+    assert_eq!(unsafe { millpond_generation_cancel(generation, null_mut()) }, 0);
+    while read(generation, -1, 64, &mut result).2 == 0 {}
+    assert_eq!(result.finish, Finish::Cancelled as i32);
+    // SAFETY: as above.
+    assert_eq!(unsafe { millpond_generation_free(generation, null_mut()) }, 0);
+    free_all(model, engine);
+}
+
+#[test]
+fn a_draft_model_changes_no_token() {
+    let model = load(Path::new(MODEL)).unwrap();
+    let plain = start(model);
+    let prompt = tokens(model, KING);
+    let (expected, _) = answer(plain, &request(&prompt, 24));
+    let mut engine = null_mut();
+    // SAFETY: everything lives during the calls, and the options are initialised.
+    unsafe {
+        let mut options = std::mem::zeroed::<EngineOptions>();
+        assert_eq!(millpond_engine_options_init(&raw mut options), 0);
+        (options.context, options.threads, options.prefill_threads) = (2048, 1, 2);
+        options.speculation = Speculation::Draft as i32;
+        let refused = millpond_engine_start(model, &raw const options, &raw mut engine, null_mut());
+        assert_eq!(refused, Status::StartFailed as i32, "there is no draft model");
+        options.draft_model = model;
+        assert_eq!(millpond_engine_start(model, &raw const options, &raw mut engine, null_mut()), 0);
+    }
+    let (text, result) = answer(engine, &request(&prompt, 24));
+    assert_eq!(text, expected);
+    assert!(result.accepted_tokens > 0, "a model drafts well for itself");
+    let mut undrafted = request(&prompt, 24);
+    undrafted.speculation = Speculation::Off as i32;
+    let (text, result) = answer(engine, &undrafted);
+    assert_eq!((text, result.drafted_tokens), (expected, 0));
+    // SAFETY: no message is asked for.
+    assert_eq!(unsafe { millpond_engine_free(plain, null_mut()) }, 0);
+    free_all(model, engine);
+}
+
+#[test]
+fn tokens_can_be_made_likelier_or_forbidden() {
+    let model = load(Path::new(MODEL)).unwrap();
+    let engine = start(model);
+    let prompt = tokens(model, KING);
+    let wanted = tokens(model, " mill")[0];
+    let biases = [Bias { id: wanted, bias: 1000.0 }];
+    let mut biased = request(&prompt, 3);
+    (biased.bias, biased.bias_count) = (biases.as_ptr(), biases.len());
+    let (text, _) = answer(engine, &biased);
+    assert_eq!(text, " mill mill mill");
     free_all(model, engine);
 }
 

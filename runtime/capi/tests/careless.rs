@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::ptr::{null, null_mut};
 
 use millpond_capi::Status;
+use millpond_capi::embedding::*;
 use millpond_capi::engine::*;
 use millpond_capi::generation::*;
 use millpond_capi::handles::{EngineHandle, GenerationHandle, ModelHandle};
@@ -109,6 +110,44 @@ impl Host {
         }
     }
 
+    fn read(&mut self) -> i32 {
+        let (mut length, mut ended, mut text) = (0, 0, [0; 8]);
+        let (timeout, capacity) = (self.random.below(5) as i64 - 2, self.random.below(9));
+        let (place, length, ended) = (text.as_mut_ptr(), &raw mut length, &raw mut ended);
+        // Nobody waits here for ever: what runs is short, and what does not is an error.
+        // SAFETY: everything lives during the call and has the size given.
+        unsafe {
+            millpond_generation_read(
+                self.any(),
+                timeout,
+                place,
+                capacity,
+                length,
+                ended,
+                null_mut(),
+                null_mut(),
+            )
+        }
+    }
+
+    fn embed_later(&mut self) -> i32 {
+        let (mut length, mut values) = (0, [0.0_f32; 2048]);
+        let tokens = [1_u32, 2];
+        let mut generation: *mut GenerationHandle = null_mut();
+        let (count, pooling) = (self.random.below(3), self.random.below(4) as i32 - 1);
+        // SAFETY: everything lives during the calls and has the size given.
+        unsafe {
+            if self.random.below(2) == 0 {
+                let (engine, tokens) = (self.any(), tokens.as_ptr());
+                let status =
+                    millpond_embedding_start(engine, tokens, count, pooling, &raw mut generation, null_mut());
+                return self.keep(status, generation);
+            }
+            let (capacity, values) = (self.random.below(2) * values.len(), values.as_mut_ptr());
+            millpond_embedding_wait(self.any(), values, capacity, &raw mut length, null_mut())
+        }
+    }
+
     fn keep<T>(&mut self, status: i32, handle: *mut T) -> i32 {
         assert_eq!(status == 0, !handle.is_null(), "a handle comes with success and only with it");
         if status == 0 {
@@ -158,7 +197,7 @@ impl Host {
         let mut length = 0;
         // SAFETY: handles may be anything; all else is null or lives during the call.
         unsafe {
-            match self.random.below(22) {
+            match self.random.below(24) {
                 0 | 1 => self.load(),
                 2 | 3 => self.start(),
                 4..=6 => self.submit(),
@@ -182,6 +221,8 @@ impl Host {
                     millpond_chat_render(model, messages, null(), no, 0, &raw mut length, null_mut())
                 }
                 19..=20 => self.session(),
+                21 => self.read(),
+                22 => self.embed_later(),
                 _ => millpond_model_describe(self.any(), null_mut(), null_mut()),
             }
         }

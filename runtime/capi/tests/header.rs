@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 /// Set to write the header anew.
 const UPDATE: &str = "UPDATE_SNAPSHOTS";
 /// The order of the header: from what a host meets first to what it meets last.
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 11] = [
     "failure",
     "types",
     "handles",
@@ -15,6 +15,7 @@ const SOURCES: [&str; 10] = [
     "request",
     "listener",
     "generation",
+    "embedding",
     "sessions",
 ];
 

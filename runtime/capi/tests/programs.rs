@@ -35,6 +35,7 @@ fn structures_have_the_same_size_in_c() {
         Outcome => "millpond_result",
         Token => "millpond_token",
         Alternative => "millpond_alternative",
+        Bias => "millpond_bias",
         Listener => "millpond_listener",
     );
     let folder = tempfile::tempdir().unwrap();

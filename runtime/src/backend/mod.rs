@@ -54,6 +54,7 @@ pub struct Outputs {
 
 /// What can go wrong in a backend.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum BackendError {
     /// The system gives no memory.
     #[error(transparent)]

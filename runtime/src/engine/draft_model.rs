@@ -17,7 +17,7 @@ use super::worker::Worker;
 use crate::backend::WantLogits;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::model::Model;
-use crate::par::Team;
+use crate::par::{PassThreads, Team};
 use crate::runner::{BufferOptions, RunError, Runner, Sequence, Work, prefill_slice};
 use crate::sample::sampler::first_largest;
 use crate::state::PassKind;
@@ -65,7 +65,8 @@ impl DraftModel {
         check_vocabulary(draft, model)?;
         let isa = options.isa.unwrap_or_else(Isa::detect);
         let kernels = Kernels::for_isa(isa).ok_or(EngineError::Isa(isa))?;
-        let team = Team::new(options.threads)?;
+        let threads = PassThreads::new(options.threads, options.prefill_threads);
+        let team = Team::new(threads.most())?;
         let buffer = buffer(options);
         let cpu = CpuOptions {
             kv_type: options.kv_type,
@@ -74,7 +75,8 @@ impl DraftModel {
             fold_interval: buffer.fold_interval,
             arithmetic: options.arithmetic,
         };
-        let backend = CpuBackend::new(draft.spec.clone(), draft.weights.clone(), kernels, team, cpu)?;
+        let backend = CpuBackend::new(draft.spec.clone(), draft.weights.clone(), kernels, team, cpu)?
+            .with_threads(threads);
         // A window may reach beyond what the stream itself will ever hold.
         let context = context.saturating_add(MAX_DRAFT);
         let runner = Runner::new(Box::new(backend), draft.spec.clone(), buffer, context);

@@ -145,7 +145,10 @@ impl Generation {
     /// # Errors
     /// [`RecvError::Empty`] if it does not, [`RecvError::Ended`] after the last.
     pub fn recv_timeout(&self, timeout: Duration) -> Result<Event, RecvError> {
-        let deadline = Instant::now() + timeout;
+        // One so far away that no clock shows it is none.
+        let Some(deadline) = Instant::now().checked_add(timeout) else {
+            return self.recv().ok_or(RecvError::Ended);
+        };
         let mut queue = self.channel.lock();
         loop {
             if let Some(event) = queue.events.pop_front() {
@@ -232,6 +235,8 @@ mod tests {
         let (sink, generation) = channel(1);
         assert_eq!(generation.try_recv(), Err(RecvError::Empty));
         assert_eq!(generation.recv_timeout(Duration::from_millis(1)), Err(RecvError::Empty));
+        sink.send(token(0));
+        assert_eq!(generation.recv_timeout(Duration::MAX), Ok(token(0)));
         sink.send(token(1));
         sink.send(Event::Error(RequestError::Stopped));
         sink.send(token(2));

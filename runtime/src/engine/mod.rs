@@ -50,7 +50,7 @@ use millpond_simd::Kernels;
 use crate::backend::Backend;
 use crate::backend::cpu::{CpuBackend, CpuOptions};
 use crate::model::Model;
-use crate::par::Team;
+use crate::par::{PassThreads, Team};
 use crate::runner::Runner;
 #[cfg(feature = "grammar")]
 use crate::sample::grammar::{GrammarCompiler, GrammarError};
@@ -148,9 +148,10 @@ impl Engine {
             fold_interval: options.buffer.fold_interval,
             arithmetic: options.arithmetic,
         };
-        let team = Team::new(options.threads)?;
+        let threads = PassThreads::new(options.threads, options.prefill_threads);
+        let team = Team::new(threads.most())?;
         let weights = with_draft_head(&model.weights, options.draft_vocabulary);
-        let backend = CpuBackend::new(model.spec.clone(), weights, kernels, team, cpu)?;
+        let backend = CpuBackend::new(model.spec.clone(), weights, kernels, team, cpu)?.with_threads(threads);
         Engine::start_on(Box::new(backend), model, options)
     }
 

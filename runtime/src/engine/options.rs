@@ -17,6 +17,7 @@ use crate::state::memory::KvType;
 
 /// Where drafts come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SpecMode {
     /// No drafts.
     Off,
@@ -118,6 +119,12 @@ impl fmt::Debug for dyn DraftSource {
 pub struct EngineOptions {
     /// Worker threads; 0 for one per physical core.
     pub threads: usize,
+    /// Threads of passes that read a prompt; 0 for as many as [`threads`](Self::threads). Where decoding is bound by
+    /// memory, fewer threads are enough for it than for prompts.
+    pub prefill_threads: usize,
+    /// Most rows of prompts in one pass, in chunks of 64, and at least one. Scratch memory grows with them; how
+    /// many fit [`max_gap`](Self::max_gap) is decided beside it.
+    pub prefill_rows: usize,
     /// Instruction-set level; the best this processor has if absent.
     pub isa: Option<Isa>,
     /// Most tokens of a request, prompt and answer together; 0 for what the model was made for.
@@ -174,6 +181,8 @@ impl Default for EngineOptions {
     fn default() -> EngineOptions {
         EngineOptions {
             threads: 0,
+            prefill_threads: 0,
+            prefill_rows: 1024,
             isa: None,
             context: 0,
             kv_type: KvType::default(),

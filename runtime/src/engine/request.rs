@@ -19,6 +19,7 @@ pub enum Class {
 
 /// How the hidden states of a text become one vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Pooling {
     /// The mean over all tokens.
     Mean,
@@ -113,6 +114,7 @@ pub struct TokenLogprob {
 
 /// Why a generation ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum FinishReason {
     /// One of the stop texts came up.
     Stop(String),
@@ -149,6 +151,7 @@ pub struct Usage {
 
 /// What a generation reports.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Event {
     /// Progress of the prompt.
     Prefill {
@@ -187,6 +190,7 @@ pub enum Event {
 
 /// Why a request was not accepted.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum SubmitError {
     /// Too many wait already.
     #[error("{waiting} requests are waiting already")]

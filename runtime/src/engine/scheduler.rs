@@ -23,8 +23,6 @@ pub const OLDEST_SHARE: u64 = 4;
 pub const MAX_OVERTAKES: u32 = 16;
 /// Rows of prompts in a step while nothing is known of their cost.
 const DEFAULT_SLICE: usize = PREFILL_CHUNK;
-/// Most rows of prompts in a step, however fast: scratch memory grows with them.
-const MAX_SLICE: usize = 1024;
 
 /// A request that waits to enter. Listed in order of arrival.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +109,8 @@ pub struct View<'a> {
     pub free: usize,
     /// Longest time that a step may take while somebody waits for tokens.
     pub max_gap: Duration,
+    /// Most rows of prompts in a step, however fast.
+    pub max_rows: usize,
     /// What passes cost.
     pub costs: Costs,
 }
@@ -197,7 +197,7 @@ fn slices(view: &View<'_>) -> Vec<Slice> {
     let first = usize::from(oldest_first).min(prompts.len());
     prompts[first..].sort_by_key(turn);
     let mut time = slice_time(view);
-    let mut most = if view.costs.prefill_row.is_zero() { DEFAULT_SLICE } else { MAX_SLICE };
+    let mut most = if view.costs.prefill_row.is_zero() { DEFAULT_SLICE } else { view.max_rows };
     let (mut slices, mut kin) = (Vec::new(), Vec::new());
     for prompt in prompts {
         let cost = view.costs.row_at(prompt.position);
@@ -242,8 +242,8 @@ fn chunk_fits(view: &View<'_>, row: Duration) -> bool {
 /// Rows of a cost that fit a time.
 fn rows_in(time: Duration, cost: Duration) -> usize {
     match cost.as_nanos() {
-        0 => MAX_SLICE,
-        cost => usize::try_from(time.as_nanos() / cost).unwrap_or(MAX_SLICE),
+        0 => usize::MAX,
+        cost => usize::try_from(time.as_nanos() / cost).unwrap_or(usize::MAX),
     }
 }
 
@@ -341,6 +341,7 @@ mod tests {
                 max_running: self.max_running,
                 free: self.budget - self.reserved(),
                 max_gap: GAP,
+                max_rows: 1024,
                 costs: self.costs,
             });
             self.check(&plan);
@@ -466,7 +467,7 @@ mod tests {
             class: Class::Interactive,
             phase: Phase::Prefill { position, left: 5000, stop: 5000, kin: id },
         };
-        let rows = |running: &[Running]| {
+        let rows_of = |running: &[Running], max_rows: usize| {
             let costs = Costs {
                 prefill_row: Duration::from_millis(1),
                 prefill_depth: Duration::from_micros(500),
@@ -481,10 +482,12 @@ mod tests {
                 max_running: 4,
                 free: 0,
                 max_gap: Duration::from_millis(500),
+                max_rows,
                 costs,
             });
             plan.slices.iter().map(|slice| slice.rows).collect::<Vec<_>>()
         };
+        let rows = |running: &[Running]| rows_of(running, 1024);
         assert_eq!(rows(&[prompt(1, 0)]), [384]);
         assert_eq!(rows(&[prompt(1, 4096)]), [128]);
         assert_eq!(rows(&[prompt(1, 16_384)]), [40], "a piece of a chunk");
@@ -493,6 +496,8 @@ mod tests {
         assert_eq!(rows(&[prompt(1, 262_144)]), [8], "never less");
         assert_eq!(rows(&[prompt(1, 4096), prompt(2, 0)]), [128], "16 rows are no chunk");
         assert_eq!(rows(&[prompt(1, 2048), prompt(2, 0)]), [192], "nor are 16");
+        assert_eq!(rows_of(&[prompt(1, 0)], 200), [192], "whole chunks, and no more rows than may be");
+        assert_eq!(rows_of(&[prompt(1, 0), prompt(2, 0)], 1), [64], "but one chunk");
     }
 
     #[test]

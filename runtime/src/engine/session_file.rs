@@ -31,6 +31,7 @@ const EXTENSION: &str = "session";
 
 /// Why a session could not be saved, loaded or deleted.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SessionError {
     /// The engine was started without a folder for sessions.
     #[error("no folder for sessions is set up")]

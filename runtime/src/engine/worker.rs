@@ -268,6 +268,7 @@ impl Worker {
             max_running: self.limits.options.max_running,
             free: self.limits.memory_budget.saturating_sub(self.reserved),
             max_gap: self.limits.options.max_gap,
+            max_rows: self.limits.options.prefill_rows,
             costs: Costs {
                 decode: seconds(self.costs.decode_pass(streams.max(1), 0)),
                 prefill_row: seconds(self.costs.prefill_row()),

@@ -74,9 +74,54 @@ impl GgmlType {
     }
 }
 
+/// Numbers of `general.file_type` and what llama.cpp calls them.
+const FILE_TYPES: [(u32, &str); 35] = [
+    (0, "F32"),
+    (1, "F16"),
+    (2, "Q4_0"),
+    (3, "Q4_1"),
+    (7, "Q8_0"),
+    (8, "Q5_0"),
+    (9, "Q5_1"),
+    (10, "Q2_K"),
+    (11, "Q3_K_S"),
+    (12, "Q3_K_M"),
+    (13, "Q3_K_L"),
+    (14, "Q4_K_S"),
+    (15, "Q4_K_M"),
+    (16, "Q5_K_S"),
+    (17, "Q5_K_M"),
+    (18, "Q6_K"),
+    (19, "IQ2_XXS"),
+    (20, "IQ2_XS"),
+    (21, "Q2_K_S"),
+    (22, "IQ3_XS"),
+    (23, "IQ3_XXS"),
+    (24, "IQ1_S"),
+    (25, "IQ4_NL"),
+    (26, "IQ3_S"),
+    (27, "IQ3_M"),
+    (28, "IQ2_S"),
+    (29, "IQ2_M"),
+    (30, "IQ4_XS"),
+    (31, "IQ1_M"),
+    (32, "BF16"),
+    (36, "TQ1_0"),
+    (37, "TQ2_0"),
+    (38, "MXFP4_MOE"),
+    (39, "NVFP4"),
+    (40, "Q1_0"),
+];
+
+/// What llama.cpp calls a mixture of formats by its number in `general.file_type`.
+pub fn file_type_name(number: u32) -> Option<&'static str> {
+    FILE_TYPES.iter().find(|row| row.0 == number).map(|row| row.1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quantize::QuantizeType;
 
     #[test]
     fn no_id_is_listed_twice() {
@@ -95,5 +140,12 @@ mod tests {
         assert_eq!(q4k.bytes_of(&[100]), None);
         assert_eq!(q4k.bytes_of(&[1 << 62, 1 << 40]), None);
         assert_eq!(q4k.bytes_of(&[]), None);
+    }
+    #[test]
+    fn mixtures_have_the_names_that_quantising_gives_them() {
+        for kind in QuantizeType::ALL {
+            assert_eq!(file_type_name(kind.file_type()), Some(kind.name()));
+        }
+        assert_eq!(file_type_name(4), None);
     }
 }

@@ -8,4 +8,4 @@ pub mod output;
 pub mod packed;
 pub mod safetensors;
 
-pub use ggml_type::{GgmlType, type_of_id};
+pub use ggml_type::{GgmlType, file_type_name, type_of_id};

@@ -29,6 +29,7 @@ pub const SINGLE_NAME: &str = "model.safetensors";
 /// Why bytes are no safetensors file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // the messages say what the fields are
+#[non_exhaustive]
 pub enum SafetensorsError {
     #[error("the file has {len} bytes; at least the 8 of the header's length expected")]
     Truncated { len: usize },
@@ -196,6 +197,7 @@ impl<'de> Visitor<'de> for EntriesVisitor {
 /// Why a folder is no checkpoint.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the messages say what the fields are
+#[non_exhaustive]
 pub enum IndexError {
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },

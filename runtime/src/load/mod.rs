@@ -20,6 +20,8 @@ use self::build::Builder;
 use self::open::{OpenFolder, OpenGguf};
 use self::progress::Opener;
 use self::store::TensorStore;
+use crate::file::file_type_name;
+use crate::file::gguf::Gguf;
 use crate::file::mmap::{self, Access};
 use crate::file::packed::Packed;
 use crate::weights::{ByteSource, ModelWeights};
@@ -56,6 +58,8 @@ pub struct LoadedModel {
     pub files: Vec<FileInfo>,
     /// `general.name` of a GGUF file, or the name of the folder.
     pub name: Option<String>,
+    /// What a GGUF or packed file calls its mixture of formats: the name of its `general.file_type`.
+    pub file_type: Option<&'static str>,
 }
 
 /// A file a model came from.
@@ -155,7 +159,13 @@ pub(crate) fn load_gguf(path: &Path, opened: &OpenGguf) -> Result<LoadedModel, L
     let weights = Builder { spec: &spec, store, names: &names }.model()?;
     let tokenizer = TokenizerSource::of_gguf(path, head, spec.vocab)?;
     let name = head.text("general.name").unwrap_or_default().map(str::to_owned);
-    Ok(LoadedModel { spec, weights, tokenizer, files: file_list(store), name })
+    Ok(LoadedModel { spec, weights, tokenizer, files: file_list(store), name, file_type: file_type_of(head) })
+}
+
+/// The name of a file's mixture of formats, where it has one that is known.
+pub(crate) fn file_type_of(keys: &Gguf) -> Option<&'static str> {
+    let number = keys.integer("general.file_type").ok()??;
+    file_type_name(u32::try_from(number).ok()?)
 }
 
 fn gguf_spec(path: &Path, opened: &OpenGguf) -> Result<ModelSpec, LoadError> {
@@ -175,7 +185,7 @@ pub(crate) fn load_folder(folder: &Path, opened: &OpenFolder) -> Result<LoadedMo
     let weights = Builder { spec: &spec, store: &opened.store, names: &names }.model()?;
     let tokenizer = TokenizerSource::of_folder(folder, &opened.config, spec.vocab)?;
     let name = folder.file_name().map(|name| name.to_string_lossy().into_owned());
-    Ok(LoadedModel { spec, weights, tokenizer, files: file_list(&opened.store), name })
+    Ok(LoadedModel { spec, weights, tokenizer, files: file_list(&opened.store), name, file_type: None })
 }
 
 /// Takes the multi-token-prediction head from a file of its own.

@@ -10,7 +10,7 @@ use super::build::Builder;
 use super::error::LoadError;
 use super::store::TensorStore;
 use super::tokenizer::TokenizerSource;
-use super::{LoadedModel, file_list, spec_error};
+use super::{LoadedModel, file_list, file_type_of, spec_error};
 use crate::file::packed::Packed;
 use crate::weights::ByteSource;
 
@@ -36,7 +36,8 @@ pub(crate) fn load(path: &Path, opened: &OpenPacked) -> Result<LoadedModel, Load
     let weights = Builder { spec: &spec, store, names: &names }.model()?;
     let tokenizer = TokenizerSource::of_packed(path, packed, spec.vocab)?;
     let name = packed.keys().text("general.name").unwrap_or_default().map(str::to_owned);
-    Ok(LoadedModel { spec, weights, tokenizer, files: file_list(store), name })
+    let file_type = file_type_of(packed.keys());
+    Ok(LoadedModel { spec, weights, tokenizer, files: file_list(store), name, file_type })
 }
 
 fn spec(path: &Path, opened: &OpenPacked) -> Result<ModelSpec, LoadError> {

@@ -11,6 +11,7 @@ use crate::text::TokenizerError;
 /// Why a model could not be quantised or packed. Nothing is left of the output then.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)] // the messages say what the fields are
+#[non_exhaustive]
 pub enum QuantizeError {
     /// The input is no model.
     #[error(transparent)]

@@ -23,6 +23,7 @@ const COMPILER_STACK: usize = 32 << 20;
 
 /// Why a constraint cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum GrammarError {
     /// The source is longer than [`MAX_SOURCE_BYTES`].
     #[error("grammar of {bytes} bytes, more than the limit of {MAX_SOURCE_BYTES}")]
@@ -63,6 +64,7 @@ pub enum GrammarError {
 
 /// What to constrain to.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum GrammarSource {
     /// Text that is JSON and satisfies the schema.
     JsonSchema(Value),

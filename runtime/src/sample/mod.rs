@@ -1,7 +1,7 @@
 //! From logits to tokens: the sampling chain, stop strings, speculation rules.
 //!
-//! Names, order and defaults follow llama.cpp. Everything here is a pure function of its arguments: a token depends on
-//! the logits, the history, the parameters and the seed, never on what else runs, on time, or on how many threads do.
+//! Names, order and defaults follow llama.cpp. A token depends on the logits, the history, the parameters and the seed
+//! (with Mirostat also on the tokens chosen before), never on what else runs, on time, or on how many threads do.
 
 #[cfg(feature = "grammar")]
 pub mod gbnf;
@@ -9,6 +9,7 @@ pub mod gbnf;
 pub mod grammar;
 pub mod logprobs;
 pub mod mask;
+pub mod mirostat;
 pub mod ngram;
 pub mod params;
 pub mod random;
@@ -18,6 +19,7 @@ pub mod stages;
 pub mod stop;
 
 pub use mask::TokenMask;
+pub use mirostat::Mirostat;
 pub use params::{SamplerOrder, SamplingError, SamplingParams, Stage};
 pub use sampler::{SampleError, SampledToken, Sampler};
 pub use stages::Candidate;

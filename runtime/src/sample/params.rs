@@ -4,8 +4,11 @@ use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
 
+use super::mirostat::Mirostat;
+
 /// Why parameters were refused.
 #[derive(Debug, Clone, PartialEq, Error)]
+#[non_exhaustive]
 pub enum SamplingError {
     /// A number outside its range.
     #[error("{name} is {value}, expected {expected}")]
@@ -54,6 +57,7 @@ const LARGEST_CHANGE: f32 = 1e6;
 
 /// One stage of the chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Stage {
     /// Repetition, presence and frequency penalties.
     Penalties,
@@ -189,6 +193,11 @@ pub struct SamplingParams {
     pub seed: Option<u64>,
     /// Temperature; 0 and below always takes the most probable token.
     pub temperature: f32,
+    /// How far the temperature moves with the entropy of what may be chosen: it is lower by this where one token is
+    /// certain, and higher where all are alike. 0 leaves it alone.
+    pub dynatemp_range: f32,
+    /// Exponent of the share of the largest possible entropy by which it moves.
+    pub dynatemp_exponent: f32,
     /// Most probable tokens kept; 0 and below keeps all.
     pub top_k: i32,
     /// Probability that the kept tokens reach together; 1 keeps all.
@@ -221,6 +230,12 @@ pub struct SamplingParams {
     pub dry_penalty_last_n: i32,
     /// Tokens that a repetition does not reach across.
     pub dry_breakers: Vec<u32>,
+    /// Whether Mirostat takes the place of all stages but the temperature.
+    pub mirostat: Mirostat,
+    /// Surprise of a token, in bits, that Mirostat aims at.
+    pub mirostat_tau: f32,
+    /// How much of the last token's error Mirostat corrects.
+    pub mirostat_eta: f32,
     /// Added to the logit of a token; negative infinity forbids it.
     pub logit_bias: Vec<(u32, f32)>,
     /// Order of the stages.
@@ -232,6 +247,8 @@ impl Default for SamplingParams {
         Self {
             seed: None,
             temperature: 0.8,
+            dynatemp_range: 0.0,
+            dynatemp_exponent: 1.0,
             top_k: 40,
             top_p: 0.95,
             min_p: 0.05,
@@ -248,6 +265,9 @@ impl Default for SamplingParams {
             dry_allowed_length: 2,
             dry_penalty_last_n: -1,
             dry_breakers: Vec::new(),
+            mirostat: Mirostat::Off,
+            mirostat_tau: 5.0,
+            mirostat_eta: 0.1,
             logit_bias: Vec::new(),
             samplers: SamplerOrder::default(),
         }
@@ -264,7 +284,13 @@ impl SamplingParams {
     /// Whether the most probable token is taken, so that the seed has no influence.
     #[must_use]
     pub fn is_greedy(&self) -> bool {
-        self.temperature <= 0.0 && self.samplers.stages().contains(&Stage::Temperature)
+        let moves = self.dynatemp_range > 0.0 && !self.mirostat.is_on();
+        self.temperature <= 0.0 && !moves && self.stages().contains(&Stage::Temperature)
+    }
+
+    /// The stages that run.
+    pub(super) fn stages(&self) -> &[Stage] {
+        if self.mirostat.is_on() { &[Stage::Temperature] } else { self.samplers.stages() }
     }
 
     /// Checks every number against its range and every bias against the vocabulary.
@@ -275,7 +301,13 @@ impl SamplingParams {
         let share = |name, value: f32| check(name, value, (0.0..=1.0).contains(&value), "0 to 1");
         let finite = |name, value: f32| check(name, value, value.is_finite(), "a finite number");
         let bounded = |name, value: f32| check(name, value, value.abs() <= LARGEST_CHANGE, "-1e6 to 1e6");
+        let positive =
+            |name, value: f32| check(name, value, (0.0..f32::INFINITY).contains(&value), "0 or above");
         finite("temperature", self.temperature)?;
+        positive("dynatemp_range", self.dynatemp_range)?;
+        positive("dynatemp_exponent", self.dynatemp_exponent)?;
+        positive("mirostat_tau", self.mirostat_tau)?;
+        share("mirostat_eta", self.mirostat_eta)?;
         share("top_p", self.top_p)?;
         share("min_p", self.min_p)?;
         share("typical_p", self.typical_p)?;
@@ -287,12 +319,7 @@ impl SamplingParams {
         bounded("presence_penalty", self.presence_penalty)?;
         bounded("frequency_penalty", self.frequency_penalty)?;
         window("repeat_last_n", self.repeat_last_n)?;
-        check(
-            "dry_multiplier",
-            self.dry_multiplier,
-            (0.0..f32::INFINITY).contains(&self.dry_multiplier),
-            "0 or above",
-        )?;
+        positive("dry_multiplier", self.dry_multiplier)?;
         check("dry_base", self.dry_base, (1.0..f32::INFINITY).contains(&self.dry_base), "1 or above")?;
         window("dry_penalty_last_n", self.dry_penalty_last_n)?;
         self.validate_bias(vocabulary_size)
@@ -363,6 +390,10 @@ mod tests {
         assert_eq!(refused(|p| p.presence_penalty = f32::NEG_INFINITY), "presence_penalty");
         assert_eq!(refused(|p| p.repeat_last_n = -2), "repeat_last_n");
         assert_eq!(refused(|p| p.dry_base = 0.5), "dry_base");
+        assert_eq!(refused(|p| p.dynatemp_range = -0.1), "dynatemp_range");
+        assert_eq!(refused(|p| p.dynatemp_exponent = f32::NAN), "dynatemp_exponent");
+        assert_eq!(refused(|p| p.mirostat_tau = f32::INFINITY), "mirostat_tau");
+        assert_eq!(refused(|p| p.mirostat_eta = 1.5), "mirostat_eta");
         assert_eq!(refused(|p| p.logit_bias = vec![(1, f32::NAN)]), "logit_bias");
         assert_eq!(refused(|p| p.logit_bias = vec![(1, f32::INFINITY)]), "logit_bias");
         let mut params = SamplingParams {

@@ -1,6 +1,7 @@
 //! The sampling chain of one stream.
 
 use super::mask::TokenMask;
+use super::mirostat;
 use super::params::{SamplingError, SamplingParams, Stage};
 use super::random::{self, Purpose, uniform};
 use super::stages::{self, Candidate, Candidates};
@@ -8,6 +9,7 @@ use thiserror::Error;
 
 /// Why no token could be chosen.
 #[derive(Debug, Clone, PartialEq, Error)]
+#[non_exhaustive]
 pub enum SampleError {
     /// The row of logits has another length than the vocabulary that the parameters were checked against.
     #[error("{found} logits for a vocabulary of {expected}")]
@@ -52,6 +54,8 @@ pub struct Sampler {
     sorted: Vec<u32>,
     counts: Vec<(u32, u32)>,
     lengths: Vec<u32>,
+    /// Mirostat's limit on the surprise of the next token, in bits.
+    surprise: f32,
 }
 
 /// Where a stage finds the logits.
@@ -69,6 +73,7 @@ impl Sampler {
         params.validate(vocabulary_size)?;
         let seed = params.seed.unwrap_or_else(random::fresh_seed);
         Ok(Self {
+            surprise: 2.0 * params.mirostat_tau,
             params,
             vocabulary_size,
             seed,
@@ -93,7 +98,8 @@ impl Sampler {
     }
 
     /// Chooses the token after `history`. The draw depends on the seed and on the length of the history alone, so the
-    /// same stream gives the same tokens however it is batched, and whether or not its tokens were drafted first.
+    /// same stream gives the same tokens however it is batched, and whether or not its tokens were drafted first. With
+    /// Mirostat it depends on the tokens chosen before as well, each of which has to be chosen once.
     ///
     /// # Errors
     /// Broken logits, or nothing to choose from.
@@ -109,6 +115,10 @@ impl Sampler {
         self.run(logits, history, mask)?;
         let draw = uniform(self.seed, history.len() as u64, Purpose::Token);
         let chosen = self.candidates.choose(draw).ok_or(SampleError::Nothing)?;
+        if self.params.mirostat.is_on() {
+            let error = -chosen.probability.log2() - self.params.mirostat_tau;
+            self.surprise -= self.params.mirostat_eta * error;
+        }
         Ok(SampledToken { id: chosen.id, logprob: chosen.probability.ln() })
     }
 
@@ -138,9 +148,7 @@ impl Sampler {
             Stage::Xtc => params.xtc_probability > 0.0,
             Stage::TopNSigma | Stage::TopK | Stage::TopP | Stage::MinP | Stage::Temperature => false,
         };
-        params.is_greedy()
-            && params.logit_bias.is_empty()
-            && !params.samplers.stages().iter().any(changes_order)
+        params.is_greedy() && params.logit_bias.is_empty() && !params.stages().iter().any(changes_order)
     }
 
     fn plain_greedy(&self, logits: &[f32]) -> Result<SampledToken, SampleError> {
@@ -156,6 +164,11 @@ impl Sampler {
         let SamplingParams { repeat_penalty, presence_penalty, frequency_penalty, repeat_last_n, .. } =
             self.params;
         repeat_last_n != 0 && (repeat_penalty != 1.0 || presence_penalty != 0.0 || frequency_penalty != 0.0)
+    }
+
+    /// Whether the temperature follows the entropy.
+    fn moves_temperature(&self) -> bool {
+        self.params.dynatemp_range > 0.0 && !self.params.mirostat.is_on()
     }
 
     fn has_dry(&self) -> bool {
@@ -180,13 +193,15 @@ impl Sampler {
             self.dense[id as usize] += bias;
         }
         let mut form = Form::Dense;
-        for index in 0..self.params.samplers.stages().len() {
-            let stage = self.params.samplers.stages()[index];
+        for index in 0..self.params.stages().len() {
+            let stage = self.params.stages()[index];
             self.run_stage(stage, history, &mut form);
         }
         if matches!(form, Form::Dense) {
             self.candidates.fill(&self.dense);
         }
+        let (form, size) = (self.params.mirostat, self.vocabulary_size);
+        mirostat::truncate(form, &mut self.candidates, self.surprise, size);
         Ok(())
     }
 
@@ -201,7 +216,7 @@ impl Sampler {
             Stage::TopP => params.top_p < 1.0,
             Stage::MinP => params.min_p > 0.0,
             Stage::Xtc => params.xtc_probability > 0.0,
-            Stage::Temperature => params.temperature != 1.0,
+            Stage::Temperature => params.temperature != 1.0 || self.moves_temperature(),
         };
         if !does_something {
             return;
@@ -221,7 +236,7 @@ impl Sampler {
             *form = Form::List;
             let top = match stage {
                 Stage::TopK => usize::try_from(params.top_k).unwrap_or(usize::MAX),
-                Stage::Temperature if params.temperature <= 0.0 => 1,
+                Stage::Temperature if params.temperature <= 0.0 && !self.moves_temperature() => 1,
                 _ => usize::MAX,
             };
             if top < self.dense.len() {
@@ -230,6 +245,7 @@ impl Sampler {
                 self.candidates.fill(&self.dense);
             }
         }
+        let moves_temperature = self.moves_temperature();
         let list = &mut self.candidates;
         match stage {
             Stage::TopNSigma => list.top_n_sigma(params.top_n_sigma),
@@ -237,6 +253,15 @@ impl Sampler {
             Stage::TypicalP => list.typical_p(params.typical_p),
             Stage::TopP => list.top_p(params.top_p),
             Stage::MinP => list.min_p(params.min_p),
+            Stage::Temperature if moves_temperature => {
+                let (middle, range) = (params.temperature, params.dynatemp_range);
+                let lowest = (middle - range).max(0.0);
+                if let Some(temperature) =
+                    list.temperature_by_entropy(lowest, middle + range, params.dynatemp_exponent)
+                {
+                    list.temperature(temperature);
+                }
+            }
             Stage::Temperature => list.temperature(params.temperature),
             Stage::Xtc => {
                 if uniform(self.seed, history.len() as u64, Purpose::Xtc) < f64::from(params.xtc_probability)

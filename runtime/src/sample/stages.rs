@@ -115,6 +115,21 @@ impl Candidates {
         }
     }
 
+    /// Sets the probabilities and puts the `count` most probable in order; all stay.
+    pub fn top_k_ordered(&mut self, count: usize) {
+        self.normalise();
+        self.order(count);
+    }
+
+    /// Keeps tokens of a surprise, -log2 of the probability, of at most `bits`, and always the most probable one.
+    pub fn surprise_at_most(&mut self, bits: f32) {
+        self.normalise();
+        self.order(1);
+        let least = f64::from(-bits).exp2();
+        let first = self.items.first().map(|item| item.id);
+        self.keep(|item| f64::from(item.probability) >= least || Some(item.id) == first);
+    }
+
     /// Keeps the shortest list of most probable tokens that together reach probability `share`, at least one.
     pub fn top_p(&mut self, share: f32) {
         if share >= 1.0 || self.items.is_empty() {
@@ -204,6 +219,22 @@ impl Candidates {
             let shift = if (largest / temperature).is_finite() { 0.0 } else { largest };
             self.items.iter_mut().for_each(|item| item.logit = (item.logit - shift) / temperature);
         }
+    }
+
+    /// The temperature between `lowest` and `highest` that the entropy of the list asks for: its share of the largest
+    /// entropy that so many tokens can have, to the power of `exponent`, is the share of the way up (Kalomaze, "Dynamic
+    /// temperature", 2023). `None` where fewer than two tokens leave nothing to change.
+    #[must_use]
+    pub fn temperature_by_entropy(&mut self, lowest: f32, highest: f32, exponent: f32) -> Option<f32> {
+        if self.items.len() < 2 {
+            return None;
+        }
+        self.normalise();
+        let probabilities = self.items.iter().map(|item| f64::from(item.probability)).filter(|&p| p > 0.0);
+        let entropy: f64 = probabilities.map(|p| -p * p.ln()).sum();
+        let share = (entropy / (self.items.len() as f64).ln()).clamp(0.0, 1.0);
+        let way = share.powf(exponent.into()) as f32;
+        Some(lowest + (highest - lowest) * way)
     }
 
     /// Chooses by `uniform` in `[0, 1)`: the token in whose part of the unit interval it falls, the parts standing in

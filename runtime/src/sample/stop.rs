@@ -9,6 +9,7 @@ pub const MAX_STOP_BYTES: usize = 4096;
 
 /// Why stop strings were refused.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
 pub enum StopError {
     /// More than [`MAX_STOPS`].
     #[error("{count} stop strings, more than the limit of {MAX_STOPS}")]

@@ -59,6 +59,7 @@ pub trait Source {
 
 /// Why an image could not be read.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ImageError {
     /// The file.
     #[error(transparent)]

@@ -29,6 +29,7 @@ pub const MAX_JSON_BYTES: usize = 128 << 20;
 
 /// Why a tokenizer was refused, or a text could not be encoded.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum TokenizerError {
     /// The file is larger than any tokenizer is.
     #[error("tokenizer.json has {bytes} bytes, more than the limit of {MAX_JSON_BYTES}")]

@@ -311,7 +311,7 @@ fn run_one(engine: &EngineHandle, request: Request) -> anyhow::Result<Run> {
             Event::Token { id, .. } => tokens.push(id),
             Event::Done { usage, .. } => last = Some(usage),
             Event::Error(error) => return Err(error.into()),
-            Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
+            _ => {}
         }
     }
     let usage = last.context("the engine has ended")?;

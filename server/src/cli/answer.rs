@@ -56,6 +56,8 @@ pub(crate) fn start(
 pub(crate) fn options(compute: &Compute, context: usize) -> EngineOptions {
     EngineOptions {
         threads: compute.threads,
+        prefill_threads: compute.prefill_threads,
+        prefill_rows: compute.rows(EngineOptions::default().prefill_rows),
         isa: Some(compute.isa),
         context,
         kv_type: compute.kv_type,
@@ -136,7 +138,7 @@ fn receive(generation: &Generation, interrupt: &Interrupt, mut shown: Shown) -> 
                 break (reason, usage);
             }
             Ok(Event::Error(error)) => return Err(error.into()),
-            Ok(Event::Prompt(_) | Event::Embedding(_)) => {}
+            Ok(_) => {}
         }
         if interrupt.pressed() {
             generation.cancel();
@@ -248,7 +250,7 @@ pub(crate) fn json(answer: &Answer) -> serde_json::Value {
     let reason = match &answer.reason {
         FinishReason::Stop(_) | FinishReason::Eos => "stop",
         FinishReason::Length => "length",
-        FinishReason::Cancelled => "cancelled",
+        _ => "cancelled",
     };
     serde_json::json!({
         "text": answer.text,

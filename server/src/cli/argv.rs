@@ -2,95 +2,14 @@
 //!
 //! The differences: options of several letters behind one dash (`-ctk f16`), command lines without a verb
 //! (`millpond -m model.gguf -p "..."` means `run`), layers on a card (`-ngl`), which name a device here, options that ask
-//! for what is the case anyway (`--jinja`), and options that have no meaning here (`-fa`), which are dropped with one
-//! warning.
+//! for what is the case anyway (`--jinja`), options that have no meaning here (`-fa`), which are dropped with one warning,
+//! and options that would change the answer and cannot be honoured (`--lora`), which are wrong usage.
 
 use std::ffi::OsString;
 
 use clap::{Arg, Command};
 
-/// Options of several letters behind one dash, and what they are called here.
-const SPELLINGS: &[(&str, &str)] = &[
-    ("-ctk", "--cache-type-k"),
-    ("-ctv", "--cache-type-v"),
-    ("-sys", "--system-prompt"),
-    ("-sysf", "--system-prompt-file"),
-    ("-cnv", "--chat"),
-    ("-np", "--parallel"),
-    ("-npl", "--streams"),
-    ("-md", "--model-draft"),
-    ("-jf", "--json-schema-file"),
-    ("-lm", "--load-mode"),
-    ("-dev", "--device"),
-    ("-hf", "--hf-repo"),
-    ("-hfr", "--hf-repo"),
-    ("-hff", "--hf-file"),
-    ("-hft", "--hf-token"),
-    ("-rea", "--reasoning"),
-    ("-md", "--model-draft"),
-];
-
-/// How many layers lie on a card.
-const LAYERS: [&str; 3] = ["-ngl", "--gpu-layers", "--n-gpu-layers"];
-
-/// What follows an option that has no meaning here.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Value {
-    /// Nothing.
-    None,
-    /// One value, always.
-    One,
-    /// A value, if one of these words comes next.
-    Word(&'static [&'static str]),
-}
-
-const SWITCH: Value = Value::Word(&["on", "off", "auto", "0", "1"]);
-
-/// Options of llama.cpp that ask for what is the case here anyway.
-const GRANTED: &[(&[&str], Value)] = &[
-    (&["-cb", "--cont-batching"], Value::None),
-    (&["--jinja", "--mmap", "-mmp", "--cache-prompt", "--warmup", "--repack"], Value::None),
-    (&["-no-cnv", "--no-conversation", "-st", "--single-turn"], Value::None),
-    (&["--no-display-prompt", "--simple-io", "--log-disable", "--no-perf"], Value::None),
-    (&["--no-context-shift", "-kvu", "--kv-unified", "-co"], Value::None),
-    (&["--color"], SWITCH),
-    (&["--metrics", "--slots", "--props"], Value::None),
-];
-
-/// Options of llama.cpp that change nothing here.
-const OBSOLETE: &[(&[&str], Value)] = &[
-    (&["-fa", "--flash-attn"], SWITCH),
-    (&["-sm", "--split-mode"], Value::One),
-    (&["-ts", "--tensor-split"], Value::One),
-    (&["-mg", "--main-gpu"], Value::One),
-    (&["-b", "--batch-size"], Value::One),
-    (&["-ub", "--ubatch-size"], Value::One),
-    (&["-tb", "--threads-batch"], Value::One),
-    (&["-nr", "--no-repack"], Value::None),
-    (&["-nkvo", "--no-kv-offload", "--kv-offload"], Value::None),
-    (&["--no-kv-unified"], Value::None),
-    (&["-nocb", "--no-cont-batching"], Value::None),
-    (&["--swa-full"], Value::None),
-    (&["--cache-reuse"], Value::One),
-    (&["--ctx-checkpoints", "--swa-checkpoints"], Value::One),
-    (&["--checkpoint-min-step"], Value::One),
-    (&["--no-jinja"], Value::None),
-    (&["--no-warmup"], Value::None),
-    (&["--context-shift"], Value::None),
-    (&["--numa"], Value::One),
-    (&["--prio", "--prio-batch"], Value::One),
-    (&["--poll", "--poll-batch"], Value::One),
-    (&["--keep"], Value::One),
-    (&["--threads-http"], Value::One),
-    (&["--embedding", "--embeddings"], Value::None),
-    (&["--perf"], Value::None),
-    (&["-ngld", "--gpu-layers-draft", "--n-gpu-layers-draft", "--spec-draft-ngl"], Value::One),
-    (&["-devd", "--device-draft", "--spec-draft-device"], Value::One),
-    (&["-td", "--threads-draft", "-tbd", "--threads-batch-draft"], Value::One),
-    (&["-cd", "--ctx-size-draft"], Value::One),
-    (&["-ctkd", "--cache-type-k-draft", "-ctvd", "--cache-type-v-draft"], Value::One),
-    (&["--draft-p-min", "--spec-draft-p-min", "--draft-p-split", "--spec-draft-p-split"], Value::One),
-];
+use super::llama_flags::{self, GRANTED, LAYERS, OBSOLETE, SPELLINGS, Value, meaning};
 
 /// A command line in the parser's form.
 #[derive(Debug, PartialEq, Eq)]
@@ -101,13 +20,16 @@ pub struct CommandLine {
     pub ignored: Vec<String>,
     /// The number of layers that a card was to hold, where that is not 0.
     pub card_layers: Option<String>,
+    /// An option that cannot be honoured, and why.
+    pub refused: Option<(String, &'static str)>,
 }
 
 /// Brings a command line into the form that `command` parses.
 #[must_use]
 pub fn normalize(command: &Command, arguments: impl IntoIterator<Item = OsString>) -> CommandLine {
     let mut arguments = arguments.into_iter().peekable();
-    let mut line = CommandLine { arguments: Vec::new(), ignored: Vec::new(), card_layers: None };
+    let mut line =
+        CommandLine { arguments: Vec::new(), ignored: Vec::new(), card_layers: None, refused: None };
     line.arguments.extend(arguments.next());
     let verb = match arguments.peek().and_then(|first| first.to_str()) {
         Some("-h" | "--help" | "-V" | "--version") | None => {
@@ -151,6 +73,9 @@ pub fn normalize(command: &Command, arguments: impl IntoIterator<Item = OsString
                 line.ignored.push(text.to_owned());
                 continue;
             }
+            if let Some(reason) = llama_flags::refusal(&name) {
+                line.refused.get_or_insert((text.to_owned(), reason));
+            }
         }
         let takes_next = !option.contains('=') && find(options, &option).is_some_and(takes_value);
         line.arguments.push(option.into());
@@ -192,19 +117,13 @@ fn spelled(text: &str) -> String {
     let glued_number = rest.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '=' | '-' | '.'));
     let repeated = letters.chars().all(|c| Some(c) == first);
     let number = letters.parse::<f64>().is_ok();
-    let known =
-        LAYERS.contains(&text) || [GRANTED, OBSOLETE].iter().any(|list| meaning(list, text).is_some());
+    let known = llama_flags::is_known(text);
     if rest.is_empty() || glued_number || repeated || number || known {
         text.to_owned()
     } else {
         // Nothing here has such a name: the parser reports it with the nearest that exists.
         format!("-{text}")
     }
-}
-
-/// What follows an option of a list.
-fn meaning(list: &[(&[&str], Value)], name: &str) -> Option<Value> {
-    list.iter().find(|(names, _)| names.contains(&name)).map(|(_, value)| *value)
 }
 
 fn drop_value(

@@ -44,7 +44,8 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let threads = if compute.threads == 0 { default_threads() } else { compute.threads };
     let bandwidth = bandwidth::measure(threads);
     let longest = tests.iter().map(|test| test.depth + test.tokens).max().unwrap_or(0);
-    let mut bench = Bench { runner: evaluate::runner(&model, &compute, longest)?, model: &model };
+    let runner = evaluate::runner(&model, &compute, longest)?;
+    let mut bench = Bench { runner, model: &model, rows: compute.rows(SLICE) };
     let mut results = Vec::new();
     for test in tests {
         let (seconds, bytes) = bench.measure(&test, args.repetitions)?;
@@ -70,6 +71,7 @@ fn tests(args: &BenchArgs) -> Vec<Test> {
 struct Bench<'a> {
     runner: Runner,
     model: &'a Model,
+    rows: usize,
 }
 
 impl Bench<'_> {
@@ -82,7 +84,7 @@ impl Bench<'_> {
             let mut sequence = self.runner.create()?;
             if test.depth > 0 {
                 let tokens = self.tokens(test.depth, stream);
-                self.runner.prefill(&mut sequence, &tokens, SLICE, WantLogits::None)?;
+                self.runner.prefill(&mut sequence, &tokens, self.rows, WantLogits::None)?;
             }
             before.push(sequence);
         }
@@ -95,7 +97,7 @@ impl Bench<'_> {
             let start = Instant::now();
             if test.prefill {
                 let tokens = self.tokens(test.tokens, repetition + 1);
-                self.runner.prefill(&mut sequences[0], &tokens, SLICE, WantLogits::Last)?;
+                self.runner.prefill(&mut sequences[0], &tokens, self.rows, WantLogits::Last)?;
             } else {
                 bytes = self.generate(test, &mut sequences)?;
             }

@@ -83,7 +83,7 @@ impl Record {
         let (mean, deviation) = mean_and_deviation(&rates);
         Record {
             model_name: model.info.name.clone(),
-            model_type: format!("{} {}", model.spec.arch, model.info.formats.first().copied().unwrap_or("-")),
+            model_type: format!("{} {}", model.spec.arch, model.info.quantization().unwrap_or("-")),
             model_size: model.info.bytes,
             model_n_params: model.info.parameters,
             backend: format!("CPU {}", measured.isa),

@@ -22,7 +22,16 @@ const TAIL: usize = 8;
 pub(crate) fn apply_template(mut model: Arc<Model>, args: &TemplateArgs) -> anyhow::Result<Arc<Model>> {
     let source = settings::text_of(args.chat_template.as_deref(), args.chat_template_file.as_deref())?;
     let Some(source) = source else { return Ok(model) };
-    let source = if source == "chatml" { CHATML } else { &source };
+    let source = match source.as_str() {
+        "chatml" => CHATML,
+        // llama.cpp knows many by name; as Jinja they would say their name and nothing else.
+        name if !name.contains('{') => {
+            return Err(usage(format!(
+                "--chat-template {name}: of templates only chatml goes by name; --chat-template-file reads any other"
+            )));
+        }
+        text => text,
+    };
     let tokens = TemplateTokens::of(settings::tokenizer(&model)?);
     let template =
         ChatTemplate::parse(source, tokens).map_err(|error| usage(format!("--chat-template: {error}")))?;
@@ -52,7 +61,8 @@ pub(crate) fn all_options(
     if let Some(thinking) = thinking(reasoning)? {
         options.insert("enable_thinking".to_owned(), thinking.into());
     }
-    if let Some(effort) = &reasoning.reasoning_effort {
+    // llama.cpp's word for leaving it alone.
+    if let Some(effort) = reasoning.reasoning_effort.as_ref().filter(|effort| *effort != "default") {
         options.insert("reasoning_effort".to_owned(), effort.as_str().into());
     }
     Ok(options)

@@ -38,8 +38,10 @@ pub(crate) fn runner(model: &Model, compute: &Compute, context: usize) -> anyhow
         fold_interval: compute.buffer.fold_interval,
         arithmetic: compute.arithmetic,
     };
-    let team = Team::new(compute.threads)?;
+    let threads = compute.pass_threads();
+    let team = Team::new(threads.most())?;
     let backend = CpuBackend::new(model.spec.clone(), model.weights.clone(), kernels, team, options)?;
+    let backend = backend.with_threads(threads);
     Ok(Runner::new(Box::new(backend), model.spec.clone(), compute.buffer, context))
 }
 
@@ -47,6 +49,7 @@ pub(crate) fn runner(model: &Model, compute: &Compute, context: usize) -> anyhow
 pub(crate) struct Evaluator {
     runner: Runner,
     vocab: usize,
+    rows: usize,
 }
 
 impl Evaluator {
@@ -55,7 +58,8 @@ impl Evaluator {
     /// # Errors
     /// The machine or the model does not allow it.
     pub(crate) fn new(model: &Model, compute: &Compute, context: usize) -> anyhow::Result<Evaluator> {
-        Ok(Evaluator { runner: runner(model, compute, context)?, vocab: model.spec.vocab })
+        let runner = runner(model, compute, context)?;
+        Ok(Evaluator { runner, vocab: model.spec.vocab, rows: compute.rows(SLICE) })
     }
 
     /// Calls `each(position, logits)` for the positions of `tokens` from `first` on, in order.
@@ -69,7 +73,7 @@ impl Evaluator {
         mut each: impl FnMut(usize, &[f32]) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let mut sequence = self.runner.create()?;
-        for (slice, start) in tokens.chunks(SLICE).zip((0..).step_by(SLICE)) {
+        for (slice, start) in tokens.chunks(self.rows).zip((0..).step_by(self.rows)) {
             let wanted = start + slice.len() > first;
             let logits = if wanted { WantLogits::All } else { WantLogits::None };
             let work = Work { sequence: &mut sequence, tokens: slice, kind: PassKind::Prefill, logits };

@@ -21,6 +21,7 @@ mod folders;
 mod inspect;
 mod interrupt;
 mod list;
+mod llama_flags;
 mod logging;
 mod logits;
 mod machine;
@@ -74,6 +75,10 @@ fn prepare(arguments: Vec<OsString>) -> Result<Cli, ExitCode> {
     let mut built = plain.clone();
     built.build();
     let line = argv::normalize(&built, arguments);
+    if let Some((option, reason)) = line.refused {
+        failure::report(&failure::usage(format!("{option}: {reason}")));
+        return Err(ExitCode::from(2));
+    }
     let verb = line.arguments.get(1).map(|verb| verb.to_string_lossy().into_owned()).unwrap_or_default();
     let mut command = origin::with_environment(plain);
     if let Some(file) = file {

@@ -37,12 +37,13 @@ const TYPED_ONLY: [&str; 25] = [
 ];
 
 /// Groups of options of which one takes the place of the others.
-const RIVALS: [&[&str]; 5] = [
+const RIVALS: [&[&str]; 6] = [
     &["model", "path", "hf-repo", "hf-file", "mtp"],
     &["no-mmap", "mlock", "load-mode"],
     &["grammar", "grammar-file", "json-schema", "json-schema-file"],
     &["chat-template", "chat-template-file"],
     &["memory", "state-budget"],
+    &["samplers", "sampler-seq"],
 ];
 
 /// Whether an option may come from elsewhere than the command line.

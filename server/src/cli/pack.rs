@@ -5,6 +5,7 @@ use millpond::quantize::{MixtureOptions, PackOptions};
 
 use super::args::PackArgs;
 use super::failure::usage;
+use super::progress::Progress;
 use super::quantize::{Watcher, parse_type, print_report};
 
 /// Runs the command.
@@ -29,6 +30,7 @@ pub(crate) fn run(args: &PackArgs) -> anyhow::Result<()> {
     });
     let report = watcher.end(result)?;
     if args.verify {
+        let _waiting = Progress::waiting("comparing checksums");
         millpond::load::verify(&args.output).context("the file was written and does not read back")?;
     }
     print_report(&args.output, &report)

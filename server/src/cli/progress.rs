@@ -35,6 +35,19 @@ impl Progress {
         Progress::shown(Some(total), &format!("{{msg}} [{{bar:30}}] {{pos}}/{{len}} {unit} {{eta}}"), what)
     }
 
+    /// Something of which the share that is done is worth more than a number.
+    #[must_use]
+    pub(crate) fn share() -> Progress {
+        Progress::shown(Some(0), "{bar:30} {percent:>3} %  {eta} left  {wide_msg}", "")
+    }
+
+    /// How much is done of how much, and what is at hand.
+    pub(crate) fn set_share(&self, done: u64, total: u64, what: String) {
+        self.bar.set_length(total);
+        self.bar.set_position(done);
+        self.bar.set_message(what);
+    }
+
     /// Something counted in bytes, `total` of them.
     #[must_use]
     pub(crate) fn bytes(what: &str, total: u64) -> Progress {
@@ -73,7 +86,8 @@ mod tests {
 
     #[test]
     fn forms_are_well_formed() {
-        for form in ["{spinner} {msg} {elapsed}", "{msg} [{bar:30}] {pos}/{len} x {eta}"] {
+        let share = "{bar:30} {percent:>3} %  {eta} left  {wide_msg}";
+        for form in ["{spinner} {msg} {elapsed}", "{msg} [{bar:30}] {pos}/{len} x {eta}", share] {
             assert!(ProgressStyle::with_template(form).is_ok(), "{form}");
         }
     }

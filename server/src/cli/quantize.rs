@@ -3,16 +3,14 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use indicatif::{ProgressBar, ProgressStyle};
-use millpond::quantize::{
-    MixtureOptions, Progress, QuantizeError, QuantizeOptions, QuantizeType, Report, UnknownType,
-};
+use millpond::quantize::{MixtureOptions, QuantizeError, QuantizeOptions, QuantizeType, Report, UnknownType};
 use millpond_simd::quant::{QFormat, can_quantize};
 
 use super::args::{MakingArgs, QuantizeArgs};
 use super::failure::{Interrupted, usage};
 use super::interrupt::Interrupt;
 use super::output;
+use super::progress::Progress;
 
 /// Most threads that may be asked for.
 const MAX_THREADS: usize = 1024;
@@ -115,7 +113,7 @@ fn parse_format(name: &str) -> anyhow::Result<QFormat> {
 
 /// Shows a bar on a terminal and listens for Ctrl-C.
 pub(super) struct Watcher {
-    bar: ProgressBar,
+    bar: Progress,
     interrupt: Interrupt,
 }
 
@@ -123,19 +121,13 @@ impl Watcher {
     /// # Errors
     /// Ctrl-C cannot be handled.
     pub(super) fn start() -> anyhow::Result<Watcher> {
-        // Drawn on a terminal only.
-        let bar = ProgressBar::new(0);
-        if let Ok(style) = ProgressStyle::with_template("{bar:30} {percent:>3} %  {eta} left  {wide_msg}") {
-            bar.set_style(style);
-        }
-        Ok(Watcher { bar, interrupt: Interrupt::install()? })
+        Ok(Watcher { bar: Progress::share(), interrupt: Interrupt::install()? })
     }
 
     /// Shows how far the work is, and says whether to go on.
-    pub(super) fn watch(&self, progress: &Progress<'_>) -> ControlFlow<()> {
-        self.bar.set_length(progress.total);
-        self.bar.set_position(progress.done);
-        self.bar.set_message(format!("{}/{} {}", progress.index + 1, progress.tensors, progress.tensor));
+    pub(super) fn watch(&self, progress: &millpond::quantize::Progress<'_>) -> ControlFlow<()> {
+        let what = format!("{}/{} {}", progress.index + 1, progress.tensors, progress.tensor);
+        self.bar.set_share(progress.done, progress.total, what);
         match self.interrupt.pressed() {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
@@ -146,8 +138,8 @@ impl Watcher {
     ///
     /// # Errors
     /// The work's own; Ctrl-C.
-    pub(super) fn end(&self, result: Result<Report, QuantizeError>) -> anyhow::Result<Report> {
-        self.bar.finish_and_clear();
+    pub(super) fn end(self, result: Result<Report, QuantizeError>) -> anyhow::Result<Report> {
+        drop(self.bar);
         match result {
             Err(QuantizeError::Interrupted) => Err(Interrupted.into()),
             Err(error @ QuantizeError::AlreadyQuantized { .. }) => {

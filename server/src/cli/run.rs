@@ -10,7 +10,7 @@ use millpond::text::reasoning::ReasoningSplitter;
 use serde_json::json;
 
 use super::answer::Thoughts;
-use super::args::{GenerationArgs, ModelArgs, RunArgs};
+use super::args::{ChatSettings, GenerationArgs, RunArgs};
 use super::failure::{Interrupted, usage};
 use super::interrupt::Interrupt;
 use super::settings::{self, Compute};
@@ -22,19 +22,18 @@ use super::{answer, chat, constraint, conversation, output, sampling};
 /// Wrong usage, a model that does not load, Ctrl-C.
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let (named, words) = split_model(args);
-    let model_args = ModelArgs { model: args.model.model.clone().or(named), ..args.model.clone() };
-    let Some(text) = prompt(args, words)? else {
-        return chat::talk(&super::args::ChatSettings { model: model_args, ..args.chat_settings() });
-    };
-    let compute = Compute::new(&args.compute, KvType::F16)?;
-    let grammar = constraint::source(&args.constraint)?;
-    let (model, draft) = settings::load_with_draft(&model_args, &args.speculation)?;
-    let model = conversation::apply_template(model, &args.template)?;
+    let mut chosen = args.settings.clone();
+    chosen.model.model = chosen.model.model.or(named);
+    let Some(text) = prompt(args, words)? else { return chat::talk(&chosen) };
+    let compute = Compute::new(&chosen.compute, KvType::F16)?;
+    let grammar = constraint::source(&chosen.constraint)?;
+    let (model, draft) = settings::load_with_draft(&chosen.model, &chosen.speculation)?;
+    let model = conversation::apply_template(model, &chosen.template)?;
     let tokens = encode(args, &model, &text)?;
     let splitter =
         is_chat(args).then(|| ReasoningSplitter::new(conversation::starts_thinking(&model, &tokens)));
-    let request = Request { grammar, ..request(args, &model, tokens)? };
-    let engine = answer::start(&model, draft, &args.speculation, &compute, args.generation.ctx_size)?;
+    let request = Request { grammar, ..request(&chosen, &model, tokens)? };
+    let engine = answer::start(&model, draft, &chosen.speculation, &compute, chosen.generation.ctx_size)?;
     let interrupt = Interrupt::install()?;
     let generation = submit(&engine, request)?;
     let answer = if args.json {
@@ -42,7 +41,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
         output::line(&serde_json::to_string_pretty(&answer::json(&answer))?)?;
         answer
     } else {
-        let thoughts = Thoughts::wished(args.reasoning.reasoning_format);
+        let thoughts = Thoughts::wished(chosen.reasoning.reasoning_format);
         let answer = answer::print(&generation, &interrupt, splitter.map(|splitter| (splitter, thoughts)))?;
         // A file gets the text as it is.
         if std::io::stdout().is_terminal() {
@@ -50,7 +49,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
         }
         answer
     };
-    answer::report(&args.generation, &answer.usage);
+    answer::report(&chosen.generation, &answer.usage);
     if interrupt.pressed() { Err(Interrupted.into()) } else { Ok(()) }
 }
 
@@ -68,9 +67,7 @@ pub(crate) fn submit(engine: &Engine, request: Request) -> anyhow::Result<Genera
 /// The model that stands before the prompt, as in `run model.gguf Once upon`, and the words after it.
 fn split_model(args: &RunArgs) -> (Option<PathBuf>, &[String]) {
     match args.text.split_first() {
-        Some((first, rest))
-            if args.model.model.is_none() && args.model.hf_repo.is_none() && is_model(Path::new(first)) =>
-        {
+        Some((first, rest)) if !args.settings.model.is_named() && is_model(Path::new(first)) => {
             (Some(PathBuf::from(first)), rest)
         }
         _ => (None, &args.text),
@@ -86,7 +83,7 @@ fn is_model(path: &Path) -> bool {
 
 /// The prompt; `None` where there is none and a person sits there to be asked.
 fn prompt(args: &RunArgs, words: &[String]) -> anyhow::Result<Option<String>> {
-    let typed = args.prompt.as_deref().map(|text| args.generation.unescaped(text));
+    let typed = args.prompt.as_deref().map(|text| args.settings.generation.unescaped(text));
     let sources = [!words.is_empty(), typed.is_some(), args.file.is_some()];
     if sources.into_iter().filter(|&given| given).count() > 1 {
         return Err(usage("a prompt on the line, -p and -f cannot be used with each other"));
@@ -101,16 +98,17 @@ fn prompt(args: &RunArgs, words: &[String]) -> anyhow::Result<Option<String>> {
 
 /// Whether the text is a question to be asked with the chat template.
 fn is_chat(args: &RunArgs) -> bool {
-    args.chat || args.system_prompt.is_some() || args.system_prompt_file.is_some()
+    args.chat || args.settings.system_prompt.is_some() || args.settings.system_prompt_file.is_some()
 }
 
 fn encode(args: &RunArgs, model: &Model, text: &str) -> anyhow::Result<Vec<u32>> {
     if is_chat(args) {
-        let system = args.system_prompt.as_deref().map(|text| args.generation.unescaped(text));
-        let system = settings::text_of(system.as_deref(), args.system_prompt_file.as_deref())?;
+        let chosen = &args.settings;
+        let system = chosen.system_prompt.as_deref().map(|text| chosen.generation.unescaped(text));
+        let system = settings::text_of(system.as_deref(), chosen.system_prompt_file.as_deref())?;
         let system = system.iter().map(|text| json!({"role": "system", "content": text}));
         let messages: Vec<_> = system.chain([json!({"role": "user", "content": text})]).collect();
-        let options = conversation::all_options(&args.template, &args.reasoning)?;
+        let options = conversation::all_options(&chosen.template, &chosen.reasoning)?;
         return conversation::encode(model, &messages, &options);
     }
     encode_text(model, text)
@@ -126,15 +124,15 @@ pub(crate) fn encode_text(model: &Model, text: &str) -> anyhow::Result<Vec<u32>>
     Ok(bos.into_iter().chain(tokenizer.encode(text, true)?).collect())
 }
 
-fn request(args: &RunArgs, model: &Model, prompt: Vec<u32>) -> anyhow::Result<Request> {
+fn request(chosen: &ChatSettings, model: &Model, prompt: Vec<u32>) -> anyhow::Result<Request> {
     if prompt.is_empty() {
         return Err(usage("the prompt is empty"));
     }
     Ok(Request {
-        max_tokens: max_tokens(&args.generation)?,
-        sampling: sampling::params(&args.sampling, model.spec.vocab)?,
-        stop: args.generation.stops(),
-        ignore_eos: args.generation.ignore_eos,
+        max_tokens: max_tokens(&chosen.generation)?,
+        sampling: sampling::params(&chosen.sampling, model.spec.vocab)?,
+        stop: chosen.generation.stops(),
+        ignore_eos: chosen.generation.ignore_eos,
         cache_prompt: false,
         ..Request::new(prompt)
     })

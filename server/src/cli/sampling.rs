@@ -1,6 +1,6 @@
 //! Sampling options, checked.
 
-use millpond::sample::{SamplerOrder, SamplingParams};
+use millpond::sample::{Mirostat, SamplerOrder, SamplingParams, Stage};
 
 use super::args::SamplingArgs;
 use super::failure::usage;
@@ -14,6 +14,8 @@ pub(crate) fn params(args: &SamplingArgs, vocab: usize) -> anyhow::Result<Sampli
     let params = SamplingParams {
         seed: seed(args.seed)?,
         temperature: args.temp.unwrap_or(base.temperature),
+        dynatemp_range: args.dynatemp_range.unwrap_or(base.dynatemp_range),
+        dynatemp_exponent: args.dynatemp_exp.unwrap_or(base.dynatemp_exponent),
         top_k: args.top_k.unwrap_or(base.top_k),
         top_p: args.top_p.unwrap_or(base.top_p),
         min_p: args.min_p.unwrap_or(base.min_p),
@@ -30,11 +32,11 @@ pub(crate) fn params(args: &SamplingArgs, vocab: usize) -> anyhow::Result<Sampli
         dry_allowed_length: args.dry_allowed_length.unwrap_or(base.dry_allowed_length),
         dry_penalty_last_n: args.dry_penalty_last_n.unwrap_or(base.dry_penalty_last_n),
         dry_breakers: base.dry_breakers,
+        mirostat: args.mirostat.map_or(Ok(base.mirostat), mirostat)?,
+        mirostat_tau: args.mirostat_ent.unwrap_or(base.mirostat_tau),
+        mirostat_eta: args.mirostat_lr.unwrap_or(base.mirostat_eta),
         logit_bias: args.logit_bias.iter().map(|text| bias(text)).collect::<Result<_, _>>()?,
-        samplers: match &args.samplers {
-            Some(list) => list.parse::<SamplerOrder>().map_err(|error| usage(error.to_string()))?,
-            None => base.samplers,
-        },
+        samplers: samplers(args)?.unwrap_or(base.samplers),
     };
     params.validate(vocab).map_err(|error| usage(error.to_string()))?;
     Ok(params)
@@ -47,6 +49,36 @@ fn seed(seed: Option<i64>) -> anyhow::Result<Option<u64>> {
             .map(Some)
             .map_err(|_| usage(format!("--seed {seed} is neither -1 nor a positive number"))),
     }
+}
+
+fn mirostat(number: u8) -> anyhow::Result<Mirostat> {
+    Mirostat::by_number(number).ok_or_else(|| usage(format!("--mirostat {number} is none of 0, 1 and 2")))
+}
+
+/// The chain that was asked for, by names or by letters.
+fn samplers(args: &SamplingArgs) -> anyhow::Result<Option<SamplerOrder>> {
+    let order = match (&args.samplers, &args.sampler_seq) {
+        (Some(names), _) => names.parse(),
+        (None, Some(letters)) => SamplerOrder::new(letters.chars().map(stage).collect::<Result<_, _>>()?),
+        (None, None) => return Ok(None),
+    };
+    order.map(Some).map_err(|error| usage(error.to_string()))
+}
+
+/// The stage that a letter of llama.cpp's stands for.
+fn stage(letter: char) -> anyhow::Result<Stage> {
+    Ok(match letter {
+        'e' => Stage::Penalties,
+        'd' => Stage::Dry,
+        's' => Stage::TopNSigma,
+        'k' => Stage::TopK,
+        'y' => Stage::TypicalP,
+        'p' => Stage::TopP,
+        'm' => Stage::MinP,
+        'x' => Stage::Xtc,
+        't' => Stage::Temperature,
+        _ => return Err(usage(format!("--sampler-seq: {letter:?} is none of e, d, s, k, y, p, m, x and t"))),
+    })
 }
 
 /// `15043+1`, `15043-0.5`, `15043-inf`.
@@ -82,6 +114,21 @@ mod tests {
     }
 
     #[test]
+    fn letters_stand_for_samplers() {
+        let letters =
+            |letters: &str| SamplingArgs { sampler_seq: Some(letters.to_owned()), ..SamplingArgs::default() };
+        assert_eq!(params(&letters("edskypmxt"), 10).unwrap(), SamplingParams::default());
+        let two = params(&letters("kt"), 10).unwrap();
+        assert_eq!(two.samplers.stages(), [Stage::TopK, Stage::Temperature]);
+        let mirostat = SamplingArgs { mirostat: Some(2), mirostat_ent: Some(3.0), ..SamplingArgs::default() };
+        let mirostat = params(&mirostat, 10).unwrap();
+        assert_eq!(
+            (mirostat.mirostat, mirostat.mirostat_tau, mirostat.mirostat_eta),
+            (Mirostat::V2, 3.0, 0.1)
+        );
+    }
+
+    #[test]
     fn nonsense_is_wrong_usage() {
         let bad = [
             SamplingArgs { seed: Some(-5), ..SamplingArgs::default() },
@@ -90,6 +137,10 @@ mod tests {
             SamplingArgs { logit_bias: vec!["10+1".to_owned()], ..SamplingArgs::default() },
             SamplingArgs { logit_bias: vec!["x".to_owned()], ..SamplingArgs::default() },
             SamplingArgs { samplers: Some("mirostat".to_owned()), ..SamplingArgs::default() },
+            SamplingArgs { sampler_seq: Some("kk".to_owned()), ..SamplingArgs::default() },
+            SamplingArgs { sampler_seq: Some("kz".to_owned()), ..SamplingArgs::default() },
+            SamplingArgs { mirostat: Some(3), ..SamplingArgs::default() },
+            SamplingArgs { dynatemp_range: Some(-1.0), ..SamplingArgs::default() },
         ];
         for args in bad {
             let error = params(&args, 10).unwrap_err();

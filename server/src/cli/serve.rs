@@ -16,7 +16,7 @@ use super::failure::usage;
 use super::machine::Machine;
 use super::running::{RunFile, Running};
 use super::settings::{self, Compute};
-use super::{conversation, device, models, run, sampling};
+use super::{answer, conversation, device, models, run, sampling};
 use crate::http::config::{DEFAULT_PORT, ServerConfig};
 use crate::http::listen::{self, Listener, Tls};
 use crate::http::pool::{Loader, Pool, PoolOptions};
@@ -69,7 +69,7 @@ fn pool(args: &ServeArgs, compute: &Compute) -> anyhow::Result<Pool> {
         keep: u64::try_from(args.idle_unload).ok().map(Duration::from_secs),
     };
     // The folder's models are what is asked for, unless one is named.
-    let has_own = args.model.model.is_some() || args.model.hf_repo.is_some() || args.models_dir.is_none();
+    let has_own = args.model.is_named() || args.models_dir.is_none();
     let pool = Pool::new(options, loader(args, compute)?);
     if !has_own {
         return Ok(pool);
@@ -121,7 +121,12 @@ fn config(args: &ServeArgs) -> anyhow::Result<ServerConfig> {
     if let Some(path) = &args.api_key_file {
         let text = settings::read_text(path)?;
         anyhow::ensure!(text.len() <= MAX_KEY_FILE, "{} is no file of keys", path.display());
-        api_keys.extend(text.lines().map(str::trim).filter(|key| !key.is_empty()).map(str::to_owned));
+        api_keys.extend(
+            text.lines()
+                .map(str::trim)
+                .filter(|key| !key.is_empty() && !key.starts_with('#'))
+                .map(str::to_owned),
+        );
         anyhow::ensure!(!api_keys.is_empty(), "{} holds no key", path.display());
     }
     if api_keys.iter().any(String::is_empty) {
@@ -144,6 +149,8 @@ fn config(args: &ServeArgs) -> anyhow::Result<ServerConfig> {
         // The vocabulary is checked with the first request: the model is not loaded yet.
         sampling: sampling::params(&args.sampling, u32::MAX as usize)?,
         thinking: options.remove("enable_thinking").and_then(|thinking| thinking.as_bool()),
+        reasoning_form: args.reasoning_format,
+        cache_prompt: !args.no_cache_prompt,
         template_options: options,
         metrics: !args.no_metrics,
         slots: !args.no_slots,
@@ -258,20 +265,15 @@ fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
 }
 
 fn engine_options(args: &ServeArgs, compute: &Compute) -> anyhow::Result<EngineOptions> {
-    let base = EngineOptions::default();
+    let base = answer::options(compute, args.generation.ctx_size);
     let state_budget = args.state_budget.as_deref().map(size).transpose()?;
     Ok(EngineOptions {
-        threads: compute.threads,
-        isa: Some(compute.isa),
-        context: args.generation.ctx_size,
-        kv_type: compute.kv_type,
-        buffer: compute.buffer,
         memory_budget: args.memory.map(mebibytes).or(state_budget),
-        cache_budget: args.cache_ram.map(mebibytes),
+        cache_budget: args.cache_ram.map(cache_budget).transpose()?,
         cache_dir: args.cache_disk.clone(),
         cache_dir_budget: args.cache_disk_limit.saturating_mul(1 << 20),
         max_queue: args.max_queue.unwrap_or(base.max_queue),
-        max_running: args.parallel.unwrap_or(base.max_running),
+        max_running: args.parallel.map_or(Ok(base.max_running), |count| places(count, &base))?,
         session_dir: args.slot_save_path.clone(),
         max_gap: Duration::from_millis(args.max_gap_ms),
         ..base
@@ -288,6 +290,24 @@ fn size(text: &str) -> anyhow::Result<usize> {
         _ => (text, 1),
     };
     number.parse::<usize>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wrong)
+}
+
+/// Bytes of the prompt cache: -1 sets no limit.
+fn cache_budget(count: i64) -> anyhow::Result<usize> {
+    match usize::try_from(count) {
+        Ok(count) => Ok(mebibytes(count)),
+        Err(_) if count == -1 => Ok(usize::MAX),
+        Err(_) => Err(usage(format!("--cache-ram {count}: 0 or more expected, or -1 for no limit"))),
+    }
+}
+
+/// Requests that run at once: -1 leaves the number to us.
+fn places(count: i64, base: &EngineOptions) -> anyhow::Result<usize> {
+    match usize::try_from(count) {
+        Ok(count) if count > 0 => Ok(count),
+        Err(_) if count == -1 => Ok(base.max_running),
+        _ => Err(usage(format!("--parallel {count}: 1 or more expected, or -1"))),
+    }
 }
 
 fn mebibytes(count: usize) -> usize {

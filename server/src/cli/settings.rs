@@ -10,7 +10,9 @@ use millpond::engine::{EngineOptions, MAX_DRAFT, SpecMode};
 use millpond::file::mmap::LockError;
 use millpond::load::{LoadError, is_prediction_head};
 use millpond::model::{LoadOptions, Model, ModelError};
+use millpond::par::PassThreads;
 use millpond::runner::BufferOptions;
+use millpond::state::cursor::PREFILL_CHUNK;
 use millpond::state::memory::KvType;
 use millpond::text::Tokenizer;
 use millpond_simd::Isa;
@@ -20,6 +22,10 @@ use super::failure::usage;
 use super::progress::Progress;
 use crate::built_in;
 
+/// Most threads.
+const MAX_THREADS: usize = 1024;
+/// Most rows of a pass.
+const MAX_ROWS: usize = 1 << 20;
 /// Longest text a command reads, in bytes.
 const MAX_TEXT: u64 = 256 << 20;
 
@@ -163,6 +169,10 @@ pub fn tokenizer(model: &Model) -> anyhow::Result<&Arc<Tokenizer>> {
 pub struct Compute {
     /// Worker threads; 0 for one per physical core.
     pub threads: usize,
+    /// Worker threads of passes that read a prompt; 0 for as many.
+    pub prefill_threads: usize,
+    /// Most rows of prompts in a pass, if somebody says.
+    pub prefill_rows: Option<usize>,
     /// Instruction-set level.
     pub isa: Isa,
     /// Precision of the attention cache.
@@ -181,8 +191,10 @@ impl Compute {
     /// # Errors
     /// Wrong usage.
     pub fn new(args: &ComputeArgs, kv_type: KvType) -> anyhow::Result<Compute> {
-        if args.threads > 1024 {
-            return Err(usage(format!("--threads {} exceeds 1024", args.threads)));
+        for (option, count) in [("--threads", args.threads), ("--threads-batch", args.threads_batch)] {
+            if count > MAX_THREADS {
+                return Err(usage(format!("{option} {count} exceeds {MAX_THREADS}")));
+            }
         }
         if args.device == DeviceName::Cuda && !has_cuda() {
             anyhow::bail!("--device cuda: this build has no CUDA backend");
@@ -201,8 +213,29 @@ impl Compute {
             ..BufferOptions::default()
         };
         let kv_type = cache_type(args, kv_type)?;
-        let (arithmetic, device) = (Arithmetic::default(), args.device);
-        Ok(Compute { threads: args.threads, isa, kv_type, buffer, arithmetic, device })
+        Ok(Compute {
+            threads: args.threads,
+            prefill_threads: args.threads_batch,
+            prefill_rows: prefill_rows(args)?,
+            isa,
+            kv_type,
+            buffer,
+            arithmetic: Arithmetic::default(),
+            device: args.device,
+        })
+    }
+
+    /// How many threads its passes take.
+    #[must_use]
+    pub fn pass_threads(&self) -> PassThreads {
+        PassThreads::new(self.threads, self.prefill_threads)
+    }
+
+    /// Rows of a prompt that are read in one pass, `usual` of them where nobody says: whole chunks.
+    #[must_use]
+    pub fn rows(&self, usual: usize) -> usize {
+        let rows = self.prefill_rows.unwrap_or(usual);
+        (rows / PREFILL_CHUNK * PREFILL_CHUNK).max(PREFILL_CHUNK)
     }
 
     /// The same with another arithmetic.
@@ -214,6 +247,17 @@ impl Compute {
         };
         Compute { arithmetic, ..self }
     }
+}
+
+/// The smaller of the two limits that llama.cpp has.
+fn prefill_rows(args: &ComputeArgs) -> anyhow::Result<Option<usize>> {
+    for (option, rows) in [("--batch-size", args.batch_size), ("--ubatch-size", args.ubatch_size)] {
+        if rows.is_some_and(|rows| rows == 0 || rows > MAX_ROWS) {
+            let rows = rows.unwrap_or_default();
+            return Err(usage(format!("{option} {rows} is not between 1 and {MAX_ROWS}")));
+        }
+    }
+    Ok(args.batch_size.into_iter().chain(args.ubatch_size).min())
 }
 
 fn available_isa(name: &str) -> anyhow::Result<Isa> {
@@ -305,6 +349,9 @@ mod tests {
     fn values_out_of_range_are_wrong_usage() {
         let bad = [
             ComputeArgs { threads: 5000, buffer: 16, ..ComputeArgs::default() },
+            ComputeArgs { threads_batch: 5000, buffer: 16, ..ComputeArgs::default() },
+            ComputeArgs { ubatch_size: Some(0), buffer: 16, ..ComputeArgs::default() },
+            ComputeArgs { batch_size: Some(usize::MAX), buffer: 16, ..ComputeArgs::default() },
             ComputeArgs { buffer: 0, ..ComputeArgs::default() },
             ComputeArgs { buffer: 16, isa: Some("sse9".to_owned()), ..ComputeArgs::default() },
             ComputeArgs {
@@ -324,6 +371,19 @@ mod tests {
     fn one_cache_type_stands_for_both() {
         let args = ComputeArgs { buffer: 16, cache_type_v: Some(CacheType::F32), ..ComputeArgs::default() };
         assert_eq!(Compute::new(&args, KvType::F16).unwrap().kv_type, KvType::F32);
+    }
+
+    #[test]
+    fn the_smaller_batch_counts_in_whole_chunks() {
+        let rows = |batch, ubatch| {
+            let args =
+                ComputeArgs { buffer: 16, batch_size: batch, ubatch_size: ubatch, ..ComputeArgs::default() };
+            Compute::new(&args, KvType::F16).unwrap().rows(512)
+        };
+        assert_eq!(rows(None, None), 512);
+        assert_eq!(rows(Some(2048), Some(300)), 256);
+        assert_eq!(rows(Some(128), Some(512)), 128);
+        assert_eq!(rows(Some(1), None), 64);
     }
 
     #[test]

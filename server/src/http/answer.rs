@@ -6,6 +6,7 @@ use millpond::text::tool_calls::{CallPart, ToolCallParser};
 use serde_json::Value;
 
 use super::chat_input::ChatPrompt;
+use super::config::ReasoningForm;
 use super::ids;
 
 /// A piece of an answer.
@@ -36,16 +37,19 @@ pub(crate) struct Call {
 #[derive(Debug)]
 pub(crate) struct AnswerReader {
     reasoning: Option<ReasoningSplitter>,
+    form: ReasoningForm,
     tools: Option<ToolCallParser>,
     calls: usize,
 }
 
 impl AnswerReader {
-    /// For the answer to `prompt`. Without `split`, reasoning stays in the text.
+    /// For the answer to `prompt`.
     #[must_use]
-    pub(crate) fn new(prompt: &ChatPrompt, split: bool) -> AnswerReader {
+    pub(crate) fn new(prompt: &ChatPrompt, form: ReasoningForm) -> AnswerReader {
         AnswerReader {
-            reasoning: split.then(|| ReasoningSplitter::new(prompt.starts_thinking)),
+            reasoning: (form != ReasoningForm::InText)
+                .then(|| ReasoningSplitter::new(prompt.starts_thinking)),
+            form,
             tools: prompt.has_tools.then(|| ToolCallParser::new(prompt.types.clone())),
             calls: 0,
         }
@@ -58,6 +62,10 @@ impl AnswerReader {
             Some(splitter) => splitter.push(text, &mut parts),
             None => parts.push(AnswerPart::Content(text.to_owned())),
         }
+        if self.form == ReasoningForm::Both {
+            parts.retain(|part| matches!(part, AnswerPart::Reasoning(_)));
+            parts.push(AnswerPart::Content(text.to_owned()));
+        }
         self.read(parts, false)
     }
 
@@ -66,6 +74,9 @@ impl AnswerReader {
         let mut parts = Vec::new();
         if let Some(splitter) = &mut self.reasoning {
             splitter.flush(&mut parts);
+        }
+        if self.form == ReasoningForm::Both {
+            parts.retain(|part| matches!(part, AnswerPart::Reasoning(_)));
         }
         self.read(parts, true)
     }
@@ -81,6 +92,7 @@ impl AnswerReader {
         let mut found = Vec::new();
         for part in parts {
             match (part, &mut self.tools) {
+                (AnswerPart::Reasoning(_), _) if self.form == ReasoningForm::LeftOut => {}
                 (AnswerPart::Reasoning(text), _) => pieces.push(Piece::Reasoning(text)),
                 (AnswerPart::Content(text), Some(parser)) => parser.push(&text, &mut found),
                 (AnswerPart::Content(text), None) => pieces.push(Piece::Text(text)),
@@ -138,8 +150,8 @@ impl Answer {
 pub(crate) fn finish_reason(reason: &FinishReason, calls: usize) -> &'static str {
     match reason {
         FinishReason::Length => "length",
-        FinishReason::Stop(_) | FinishReason::Eos | FinishReason::Cancelled if calls > 0 => "tool_calls",
-        FinishReason::Stop(_) | FinishReason::Eos | FinishReason::Cancelled => "stop",
+        _ if calls > 0 => "tool_calls",
+        _ => "stop",
     }
 }
 
@@ -149,6 +161,10 @@ mod tests {
     use millpond::text::tool_calls::ParameterTypes;
 
     fn reader(starts_thinking: bool, has_tools: bool) -> AnswerReader {
+        reader_of(ReasoningForm::Beside, starts_thinking, has_tools)
+    }
+
+    fn reader_of(form: ReasoningForm, starts_thinking: bool, has_tools: bool) -> AnswerReader {
         let prompt = ChatPrompt {
             ids: vec![],
             boundaries: vec![],
@@ -156,7 +172,7 @@ mod tests {
             types: ParameterTypes::default(),
             has_tools,
         };
-        AnswerReader::new(&prompt, true)
+        AnswerReader::new(&prompt, form)
     }
 
     fn answer(mut reader: AnswerReader, text: &str) -> Answer {
@@ -176,6 +192,22 @@ mod tests {
         assert_eq!(answer.text, "I look.");
         assert_eq!(answer.calls.len(), 1);
         assert_eq!((answer.calls[0].name.as_str(), &answer.calls[0].arguments["x"]), ("f", &Value::from(1)));
+    }
+
+    #[test]
+    fn thoughts_take_the_form_that_is_asked_for() {
+        let text = "<think>\nWell.\n</think>\n\nYes.";
+        for (name, thoughts, said) in [
+            ("auto", "Well.", "Yes."),
+            ("deepseek", "Well.", "Yes."),
+            ("none", "", text),
+            ("deepseek-legacy", "Well.", text),
+            ("hidden", "", "Yes."),
+        ] {
+            let found = answer(reader_of(name.parse().unwrap(), false, false), text);
+            assert_eq!((found.reasoning.trim(), found.text.as_str()), (thoughts, said), "{name}");
+        }
+        assert!("loud".parse::<ReasoningForm>().is_err());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::answer::{AnswerReader, Call};
 use super::assemble::{self, AnswerWriter, Whole};
 use super::body::JsonBody;
 use super::chat_input::{ChatPrompt, Conversation, ToolChoice, ToolMode, message};
+use super::config::ReasoningForm;
 use super::error::{ApiError, ApiResult};
 use super::events::Events;
 use super::ids;
@@ -71,7 +72,7 @@ pub(crate) async fn create(
     let served = state.select(body.model.as_deref()).await?;
     let (events, shape) = served.prepare(move |served| begin(served, body)).await?;
     if stream {
-        let reader = AnswerReader::new(&shape.prompt, true);
+        let reader = AnswerReader::new(&shape.prompt, ReasoningForm::Beside);
         return Ok(sse::respond(Framing::Sse, |sender| {
             assemble::write(Writer::new(sender, shape), reader, events)
         }));
@@ -229,8 +230,8 @@ fn stop_reason(reason: &FinishReason, calls: usize) -> (&'static str, Value) {
     match reason {
         FinishReason::Length => ("max_tokens", Value::Null),
         FinishReason::Stop(text) => ("stop_sequence", text.as_str().into()),
-        FinishReason::Eos | FinishReason::Cancelled if calls > 0 => ("tool_use", Value::Null),
-        FinishReason::Eos | FinishReason::Cancelled => ("end_turn", Value::Null),
+        _ if calls > 0 => ("tool_use", Value::Null),
+        _ => ("end_turn", Value::Null),
     }
 }
 
@@ -240,7 +241,7 @@ fn call_block(call: &Call) -> Value {
 
 async fn collect(events: Events, shape: &Shape) -> ApiResult {
     let Whole { answer, reason, totals } =
-        assemble::collect(events, AnswerReader::new(&shape.prompt, true)).await?;
+        assemble::collect(events, AnswerReader::new(&shape.prompt, ReasoningForm::Beside)).await?;
     let mut content = Vec::new();
     if !answer.reasoning.is_empty() {
         content.push(json!({ "type": "thinking", "thinking": answer.reasoning, "signature": "" }));

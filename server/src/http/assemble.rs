@@ -33,7 +33,7 @@ pub(crate) async fn collect(mut events: Events, mut reader: AnswerReader) -> Api
                 whole.reason = reason;
             }
             Event::Error(error) => return Err(error.into()),
-            Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
+            _ => {}
         }
     }
     Ok(whole)
@@ -83,7 +83,7 @@ pub(crate) async fn write(
                 writer.end(&reason, reader.calls(), &totals).await?;
             }
             Event::Error(error) => return writer.failed(&error.into()).await,
-            Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
+            _ => {}
         }
     }
     Ok(())

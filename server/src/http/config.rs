@@ -1,12 +1,46 @@
 //! How a server is set up.
 
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::time::Duration;
 
 use millpond::sample::SamplingParams;
 
 /// The port used where none is named. Not assigned to any service by IANA.
 pub const DEFAULT_PORT: u16 = 8137;
+
+/// What becomes of a model's thoughts, by llama.cpp's names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReasoningForm {
+    /// They stand beside the answer: `auto` or `deepseek`.
+    #[default]
+    Beside,
+    /// They are part of its text, with their marks: `none`.
+    InText,
+    /// Both: `deepseek-legacy`.
+    Both,
+    /// They are left out: `hidden`.
+    LeftOut,
+}
+
+/// A name that is no [`ReasoningForm`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown reasoning format '{0}'; expected auto, deepseek, deepseek-legacy, none or hidden")]
+pub struct UnknownReasoningForm(String);
+
+impl FromStr for ReasoningForm {
+    type Err = UnknownReasoningForm;
+
+    fn from_str(name: &str) -> Result<ReasoningForm, UnknownReasoningForm> {
+        match name {
+            "auto" | "deepseek" => Ok(ReasoningForm::Beside),
+            "none" => Ok(ReasoningForm::InText),
+            "deepseek-legacy" => Ok(ReasoningForm::Both),
+            "hidden" => Ok(ReasoningForm::LeftOut),
+            _ => Err(UnknownReasoningForm(name.chars().take(64).collect())),
+        }
+    }
+}
 
 /// How a server is set up.
 #[derive(Clone, Debug)]
@@ -37,6 +71,10 @@ pub struct ServerConfig {
     pub sampling: SamplingParams,
     /// Whether the model thinks before it answers, where its template knows the difference and the request does not say.
     pub thinking: Option<bool>,
+    /// What becomes of its thoughts in chat completions, where requests do not say.
+    pub reasoning_form: ReasoningForm,
+    /// Whether prompts reuse what earlier ones have computed, where requests do not say.
+    pub cache_prompt: bool,
     /// Variables for the chat template, where requests do not set them.
     pub template_options: serde_json::Map<String, serde_json::Value>,
     /// Serve `/metrics`.
@@ -65,6 +103,8 @@ impl Default for ServerConfig {
             max_tokens: None,
             sampling: SamplingParams::default(),
             thinking: None,
+            reasoning_form: ReasoningForm::default(),
+            cache_prompt: true,
             template_options: serde_json::Map::new(),
             metrics: true,
             slots: true,

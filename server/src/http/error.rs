@@ -155,9 +155,7 @@ impl From<SubmitError> for ApiError {
                 ..ApiError::invalid(message)
             },
             SubmitError::Stopped => ApiError::unavailable(message),
-            SubmitError::TooLarge { .. } | SubmitError::Invalid(_) | SubmitError::Spec(_) => {
-                ApiError::invalid(message)
-            }
+            _ => ApiError::invalid(message),
         }
     }
 }

@@ -173,6 +173,8 @@ fn sampling_value(params: &SamplingParams) -> Value {
     json!({
         "seed": params.seed.map_or(-1, |seed| i64::try_from(seed).unwrap_or(i64::MAX)),
         "temperature": params.temperature,
+        "dynatemp_range": params.dynatemp_range,
+        "dynatemp_exponent": params.dynatemp_exponent,
         "top_k": params.top_k,
         "top_p": params.top_p,
         "min_p": params.min_p,
@@ -189,6 +191,9 @@ fn sampling_value(params: &SamplingParams) -> Value {
         "dry_allowed_length": params.dry_allowed_length,
         "dry_penalty_last_n": params.dry_penalty_last_n,
         "logit_bias": biases,
+        "mirostat": params.mirostat.number(),
+        "mirostat_tau": params.mirostat_tau,
+        "mirostat_eta": params.mirostat_eta,
         "samplers": params.samplers.stages().iter().map(|stage| stage.name()).collect::<Vec<_>>(),
     })
 }
@@ -219,7 +224,7 @@ async fn collect(served: &Served, mut events: Events, shape: &Shape, count: usiz
                 answers[index] = shape.wanted(answer);
             }
             Event::Error(error) => return Err(error.into()),
-            Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
+            _ => {}
         }
     }
     let body = if answers.len() == 1 { answers.swap_remove(0) } else { answers.into() };
@@ -230,8 +235,8 @@ async fn collect(served: &Served, mut events: Events, shape: &Shape, count: usiz
 fn last(shape: &Shape, index: usize, reason: &FinishReason, totals: &Totals) -> Value {
     let (kind, word) = match reason {
         FinishReason::Eos => ("eos", ""),
-        FinishReason::Length | FinishReason::Cancelled => ("limit", ""),
         FinishReason::Stop(word) => ("word", word.as_str()),
+        _ => ("limit", ""),
     };
     json!({
         "index": index,
@@ -291,7 +296,7 @@ async fn write(
                 });
                 sender.data(&chunk).await?;
             }
-            Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
+            _ => {}
         }
     }
     Ok(())

@@ -15,6 +15,7 @@ use super::answer::{Answer, AnswerReader, Call, finish_reason};
 use super::assemble::{self, AnswerWriter, Whole};
 use super::body::JsonBody;
 use super::chat_input::{ChatPrompt, Conversation, message};
+use super::config::ReasoningForm;
 use super::constraint;
 use super::error::{ApiError, ApiResult};
 use super::events::Events;
@@ -67,7 +68,7 @@ struct Shape {
     kind: Kind,
     model: String,
     prompt: ChatPrompt,
-    split: bool,
+    form: ReasoningForm,
 }
 
 /// Answers a conversation.
@@ -101,7 +102,7 @@ async fn answer(state: AppState, body: OllamaRequest, kind: Kind) -> ApiResult {
     stay(&state, served.entry(), keep);
     let (events, shape) = served.prepare(move |served| begin(served, body, kind)).await?;
     if stream {
-        let reader = AnswerReader::new(&shape.prompt, shape.split);
+        let reader = AnswerReader::new(&shape.prompt, shape.form);
         return Ok(sse::respond(Framing::Lines, |sender| {
             assemble::write(Writer { sender, shape }, reader, events)
         }));
@@ -137,7 +138,7 @@ async fn prepare_model(
         options.request(&served, vec![0])?;
         wish(body.format.as_ref())?;
     }
-    let shape = Shape { kind, model: body.model, prompt: plain(Vec::new()), split: false };
+    let shape = Shape { kind, model: body.model, prompt: plain(Vec::new()), form: ReasoningForm::InText };
     let mut value = shape.value(&Answer::default());
     value["done"] = true.into();
     value["done_reason"] = reason.into();
@@ -181,7 +182,11 @@ fn begin(served: &Served, body: OllamaRequest, kind: Kind) -> ApiResult<(Events,
     let mut request = body.options.unwrap_or_default().request(served, prompt.ids.clone())?;
     request.message_boundaries.clone_from(&prompt.boundaries);
     request.grammar = constraint;
-    let shape = Shape { kind, model: body.model, prompt, split: body.think != Some(Value::Bool(false)) };
+    let form = match body.think {
+        Some(Value::Bool(false)) => ReasoningForm::InText,
+        _ => ReasoningForm::Beside,
+    };
+    let shape = Shape { kind, model: body.model, prompt, form };
     Ok((served.submit(vec![request], 1)?, shape))
 }
 
@@ -265,7 +270,7 @@ impl Shape {
 }
 
 async fn collect(events: Events, shape: &Shape) -> ApiResult {
-    let reader = AnswerReader::new(&shape.prompt, shape.split);
+    let reader = AnswerReader::new(&shape.prompt, shape.form);
     let Whole { answer, reason, totals } = assemble::collect(events, reader).await?;
     Ok(Json(shape.last(&answer, finish_reason(&reason, 0), &totals)).into_response())
 }
@@ -403,7 +408,7 @@ fn describe(state: &AppState, entry: &Entry) -> Value {
             "families": [family],
             "parameter_size":
                 model.map_or_else(String::new, |model| format!("{:.1}M", model.info.parameters as f64 / 1e6)),
-            "quantization_level": model.and_then(|model| model.info.formats.first().copied()).unwrap_or_default(),
+            "quantization_level": model.and_then(|model| model.info.quantization()).unwrap_or_default(),
         },
     })
 }

@@ -1,7 +1,7 @@
 //! Parameters of a generation, with the names of llama.cpp's and OpenAI's APIs.
 
 use millpond::engine::{Request, SpecMode, UnknownSpecMode};
-use millpond::sample::{SamplerOrder, SamplingParams, StopMatcher};
+use millpond::sample::{Mirostat, SamplerOrder, SamplingParams, StopMatcher};
 use millpond::text::Tokenizer;
 use serde::Deserialize;
 use serde_json::Value;
@@ -38,6 +38,8 @@ impl OneOrMany {
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct GenerationFields {
     pub(crate) temperature: Option<f64>,
+    pub(crate) dynatemp_range: Option<f64>,
+    pub(crate) dynatemp_exponent: Option<f64>,
     pub(crate) top_p: Option<f64>,
     #[serde(default, deserialize_with = "integer::maybe")]
     pub(crate) top_k: Option<i64>,
@@ -58,6 +60,10 @@ pub(crate) struct GenerationFields {
     pub(crate) dry_allowed_length: Option<u32>,
     #[serde(default, deserialize_with = "integer::maybe")]
     pub(crate) dry_penalty_last_n: Option<i64>,
+    #[serde(default, deserialize_with = "integer::maybe")]
+    pub(crate) mirostat: Option<i64>,
+    pub(crate) mirostat_tau: Option<f64>,
+    pub(crate) mirostat_eta: Option<f64>,
     pub(crate) samplers: Option<OneOrMany>,
     #[serde(default, deserialize_with = "integer::maybe")]
     pub(crate) seed: Option<i64>,
@@ -103,7 +109,7 @@ impl GenerationFields {
             sampling: self.sampling(&config.sampling, tokenizer, vocab)?,
             stop,
             ignore_eos: self.ignore_eos.unwrap_or(false),
-            cache_prompt: self.cache_prompt.unwrap_or(true),
+            cache_prompt: self.cache_prompt.unwrap_or(config.cache_prompt),
             spec: self.spec()?,
             spec_draft_max: token_count("speculative.n_max", self.draft_max)?,
             spec_draft_min: token_count("speculative.n_min", self.draft_min)?,
@@ -132,6 +138,8 @@ impl GenerationFields {
         let params = SamplingParams {
             seed: seed(self.seed).or(base.seed),
             temperature: float(self.temperature, base.temperature),
+            dynatemp_range: float(self.dynatemp_range, base.dynatemp_range),
+            dynatemp_exponent: float(self.dynatemp_exponent, base.dynatemp_exponent),
             top_k: int("top_k", self.top_k, base.top_k)?,
             top_p: float(self.top_p, base.top_p),
             min_p: float(self.min_p, base.min_p),
@@ -148,6 +156,9 @@ impl GenerationFields {
             dry_allowed_length: self.dry_allowed_length.unwrap_or(base.dry_allowed_length),
             dry_penalty_last_n: int("dry_penalty_last_n", self.dry_penalty_last_n, base.dry_penalty_last_n)?,
             dry_breakers: base.dry_breakers.clone(),
+            mirostat: self.mirostat.map_or(Ok(base.mirostat), mirostat)?,
+            mirostat_tau: float(self.mirostat_tau, base.mirostat_tau),
+            mirostat_eta: float(self.mirostat_eta, base.mirostat_eta),
             logit_bias: match &self.logit_bias {
                 None | Some(Value::Null) => base.logit_bias.clone(),
                 Some(value) => biases(value, tokenizer)?,
@@ -167,6 +178,11 @@ impl GenerationFields {
         list.parse()
             .map_err(|error: millpond::sample::SamplingError| ApiError::field("samplers", error.to_string()))
     }
+}
+
+fn mirostat(number: i64) -> ApiResult<Mirostat> {
+    let form = u8::try_from(number).ok().and_then(Mirostat::by_number);
+    form.ok_or_else(|| ApiError::field("mirostat", format!("mirostat is {number}, expected 0, 1 or 2")))
 }
 
 /// A negative seed asks for a fresh one.
@@ -257,6 +273,8 @@ mod tests {
             sampling(json!({"temperature": 0, "top_k": -1, "seed": 3, "samplers": ["top_k"]})).unwrap();
         assert_eq!((params.temperature, params.top_k, params.seed), (0.0, -1, Some(3)));
         assert_eq!(sampling(json!({"seed": -1})).unwrap().seed, None);
+        let params = sampling(json!({"mirostat": 2, "mirostat_tau": 3, "dynatemp_range": 0.5})).unwrap();
+        assert_eq!((params.mirostat, params.mirostat_tau, params.dynatemp_range), (Mirostat::V2, 3.0, 0.5));
     }
 
     #[test]
@@ -295,6 +313,9 @@ mod tests {
             json!({"top_p": 2}),
             json!({"top_k": 1i64 << 40}),
             json!({"samplers": ["mirostat"]}),
+            json!({"mirostat": 3}),
+            json!({"mirostat_eta": -1}),
+            json!({"dynatemp_range": -1}),
             json!({"logit_bias": {"100": 1}}),
             json!({"logit_bias": {"5": "x"}}),
             json!({"logit_bias": {"-5": 1}}),

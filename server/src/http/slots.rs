@@ -92,10 +92,7 @@ impl From<SessionError> for ApiError {
                 // What the system says may name a path; its kind does not.
                 ApiError::internal(format!("session '{name}': {}", source.kind()))
             }
-            SessionError::Name(_)
-            | SessionError::OtherModel { .. }
-            | SessionError::Damaged { .. }
-            | SessionError::Engine { .. } => ApiError::invalid(message),
+            _ => ApiError::invalid(message),
         }
     }
 }

@@ -76,7 +76,8 @@ impl CpuBackend {
             start: segment.plan.start,
             rows: segment.plan.rows,
         });
-        self.pass(parts, |context, running, rows, scratch| {
+        let reads = segments.iter().any(|segment| segment.plan.kind == PassKind::Prefill);
+        self.pass(parts, reads, |context, running, rows, scratch| {
             let tokens = segments.iter().flat_map(|segment| segment.tokens.iter().copied());
             context.embed(&context.weights.embedding, tokens, scratch);
             let layers = context.spec.layers.iter().zip(&context.weights.layers).zip(&context.layout.slots);
@@ -122,7 +123,9 @@ impl CpuBackend {
             start: segment.start,
             rows: segment.tokens.len(),
         });
-        self.pass(parts, |context, running, rows, scratch| {
+        // Rows beyond a window follow a prompt.
+        let reads = segments.iter().any(|segment| segment.tokens.len() > self.options.max_window);
+        self.pass(parts, reads, |context, running, rows, scratch| {
             if let (Some(mtp), Some(slot)) = (&context.weights.mtp, context.layout.mtp) {
                 context.mtp(mtp, slot, segments, running, rows, scratch, outputs);
             }
@@ -175,10 +178,11 @@ impl CpuBackend {
     }
 
     /// Runs `work` on the team over the rows of a batch whose slots were checked; it gets the sequences, the number of
-    /// rows, and the working memory.
+    /// rows, and the working memory. `reads` says whether there are prompts among them.
     fn pass<'p>(
         &mut self,
         parts: impl Iterator<Item = Part<'p>>,
+        reads: bool,
         work: impl FnOnce(&Context<'_>, &mut [Running<'_>], usize, &mut Scratch) + Send,
     ) {
         let mut running = recycled(std::mem::take(&mut self.running));
@@ -204,7 +208,8 @@ impl CpuBackend {
             rotary: &self.rotary,
             arithmetic: self.options.arithmetic,
         };
-        self.team.run(|| work(&context, &mut running, first, scratch));
+        let threads = if reads { self.threads.prefill } else { self.threads.decode };
+        self.team.run_with(threads, || work(&context, &mut running, first, scratch));
         for Running { slot, memory, placement, .. } in running.drain(..) {
             self.sequences[slot.0] = Some(memory);
             self.idle_placements.push(placement);

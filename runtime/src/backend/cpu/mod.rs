@@ -15,7 +15,7 @@ use millpond_models::{Decay, ModelSpec};
 use millpond_simd::kernels::Kernels;
 
 use super::{Backend, BackendError, MtpSegment, Outputs, Segment, Slot};
-use crate::par::Team;
+use crate::par::{PassThreads, Team};
 use crate::state::layout::{PAGE_POSITIONS, StateLayout};
 use crate::state::memory::{KvType, MemoryUsage, Q8_VALUES, SequenceMemory, StateType};
 use crate::weights::ModelWeights;
@@ -46,6 +46,7 @@ pub struct CpuBackend {
     weights: Arc<ModelWeights>,
     kernels: &'static Kernels,
     team: Team,
+    threads: PassThreads,
     options: CpuOptions,
     layout: StateLayout,
     rotary: Vec<RotaryTable>,
@@ -74,6 +75,7 @@ impl CpuBackend {
             spec,
             weights,
             kernels,
+            threads: PassThreads::new(team.threads(), 0),
             team,
             options,
             layout,
@@ -83,6 +85,12 @@ impl CpuBackend {
             running: Vec::new(),
             idle_placements: Vec::new(),
         })
+    }
+
+    /// The same with other numbers of threads for its passes: as many as the team has at most.
+    #[must_use]
+    pub fn with_threads(self, threads: PassThreads) -> CpuBackend {
+        CpuBackend { threads, ..self }
     }
 
     /// Shapes of the sequences' memory.

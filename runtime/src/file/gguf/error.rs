@@ -5,6 +5,7 @@ use super::{MAX_ALIGNMENT, MAX_DIMS};
 /// Why bytes are no GGUF file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // the messages say what the fields are
+#[non_exhaustive]
 pub enum GgufError {
     #[error("not a GGUF file: it does not begin with \"GGUF\"")]
     Magic,

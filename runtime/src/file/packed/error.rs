@@ -5,6 +5,7 @@ use crate::file::gguf::GgufError;
 /// Why bytes are no packed file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[allow(missing_docs)] // the messages say what the fields are
+#[non_exhaustive]
 pub enum PackedError {
     #[error("not a packed file: it starts with other bytes than MILLPACK")]
     Magic,

@@ -47,6 +47,7 @@ const ADD_BOS: u32 = 2;
 
 /// Why bytes are no tables.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum TablesError {
     /// Another length than the header asks for.
     #[error("token tables of {found} bytes, {expected} expected")]

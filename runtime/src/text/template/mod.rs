@@ -52,6 +52,7 @@ pub const CHATML: &str = "{%- for message in messages %}{{- '<|im_start|>' + mes
 
 /// Why a template was refused or a chat could not be rendered.
 #[derive(Debug, ThisError)]
+#[non_exhaustive]
 pub enum TemplateError {
     /// The source is longer than [`MAX_TEMPLATE_BYTES`].
     #[error("chat template of {bytes} bytes, more than the limit of {MAX_TEMPLATE_BYTES}")]

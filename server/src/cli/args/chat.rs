@@ -20,13 +20,13 @@ pub struct ChatArgs {
     pub settings: ChatSettings,
 }
 
-/// Settings of a conversation; most can be changed in it.
+/// Settings of a conversation, most of which can be changed in it, or of a single answer.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ChatSettings {
-    /// What the model is told before the conversation
+    /// What the model is told before all else; with `run` it means --chat
     #[arg(long, value_name = "TEXT", conflicts_with = "system_prompt_file", allow_hyphen_values = true)]
     pub system_prompt: Option<String>,
-    /// File with what the model is told before the conversation
+    /// File with what the model is told before all else; with `run` it means --chat
     #[arg(long, value_name = "PATH")]
     pub system_prompt_file: Option<PathBuf>,
     #[command(flatten)]
@@ -56,7 +56,17 @@ pub struct ChatSettings {
 }
 
 /// Options that cannot change while a model runs.
-const FIXED: [&str; 6] = ["model", "mtp", "model-draft", "spec-vocabulary", "ctx-size", "threads"];
+const FIXED: [&str; 9] = [
+    "model",
+    "mtp",
+    "model-draft",
+    "spec-vocabulary",
+    "ctx-size",
+    "threads",
+    "threads-batch",
+    "batch-size",
+    "ubatch-size",
+];
 
 impl ChatSettings {
     /// Changes one option by its name on the command line.

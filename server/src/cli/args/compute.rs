@@ -7,9 +7,18 @@ use millpond::state::memory::StateType;
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Computation")]
 pub struct ComputeArgs {
-    /// Threads; 0 for one per physical core
-    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    /// Threads; 0 or less for one per physical core
+    #[arg(short, long, value_name = "N", default_value = "0", allow_negative_numbers = true, value_parser = threads)]
     pub threads: usize,
+    /// Threads of passes that read a prompt; 0 or less for as many as --threads
+    #[arg(long, value_name = "N", default_value = "0", allow_negative_numbers = true, value_parser = threads)]
+    pub threads_batch: usize,
+    /// Most rows of prompts in one pass, in chunks of 64: more are faster and take more memory [default: 1024]
+    #[arg(long, value_name = "N")]
+    pub ubatch_size: Option<usize>,
+    /// The same: of --batch-size and --ubatch-size the smaller counts
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<usize>,
     /// What computes: the processor, or a CUDA card where the program was built for one
     #[arg(
         long,
@@ -38,6 +47,11 @@ pub struct ComputeArgs {
     /// Tokens below which a stream has no recurrent state; where buffer and state are of one size if absent
     #[arg(long, value_name = "N")]
     pub no_state_below: Option<usize>,
+}
+
+/// A number of threads: 0 for what does not name one, as in llama.cpp.
+fn threads(text: &str) -> Result<usize, std::num::ParseIntError> {
+    Ok(usize::try_from(text.parse::<i64>()?).unwrap_or(0))
 }
 
 /// What quantised weights are multiplied with.

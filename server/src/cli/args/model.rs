@@ -36,12 +36,21 @@ pub struct ModelArgs {
     pub hub: HubArgs,
 }
 
+impl ModelArgs {
+    /// Whether a model is named, so that it is not the one in the binary.
+    #[must_use]
+    pub fn is_named(&self) -> bool {
+        self.model.is_some() || self.hf_repo.is_some()
+    }
+}
+
 /// How the files of a model come into memory, by llama.cpp's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LoadMode {
     /// Mapped
     Auto,
     /// Read
+    #[value(alias = "dio")]
     None,
     /// Mapped
     Mmap,

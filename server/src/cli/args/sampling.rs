@@ -12,6 +12,12 @@ pub struct SamplingArgs {
     /// Temperature; 0 always takes the likeliest token [default: 0.8]
     #[arg(long, visible_alias = "temperature", value_name = "X", allow_negative_numbers = true)]
     pub temp: Option<f32>,
+    /// How far the temperature moves with the entropy of what may come next; 0 leaves it alone [default: 0]
+    #[arg(long, value_name = "X")]
+    pub dynatemp_range: Option<f32>,
+    /// Exponent of that entropy [default: 1]
+    #[arg(long, value_name = "X")]
+    pub dynatemp_exp: Option<f32>,
     /// Keep this many of the likeliest tokens; 0 for all [default: 40]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub top_k: Option<i32>,
@@ -57,10 +63,22 @@ pub struct SamplingArgs {
     /// Tokens that DRY looks at; 0 none, -1 all [default: -1]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub dry_penalty_last_n: Option<i32>,
+    /// Mirostat in place of all samplers but the temperature: 1, 2, or 0 for none [default: 0]
+    #[arg(long, value_name = "N")]
+    pub mirostat: Option<u8>,
+    /// Surprise of a token that Mirostat aims at, in bits (tau) [default: 5]
+    #[arg(long, value_name = "X")]
+    pub mirostat_ent: Option<f32>,
+    /// How much of the last error Mirostat corrects (eta) [default: 0.1]
+    #[arg(long, value_name = "X")]
+    pub mirostat_lr: Option<f32>,
     /// Change the likelihood of a token, for instance 15043+1 or 15043-inf; may be given several times
     #[arg(short, long, value_name = "ID(+/-)BIAS")]
     pub logit_bias: Vec<String>,
     /// The samplers that run, in order, separated by semicolons
     #[arg(long, value_name = "LIST")]
     pub samplers: Option<String>,
+    /// The same as letters: e penalties, d dry, s top_n_sigma, k top_k, y typ_p, p top_p, m min_p, x xtc, t temperature
+    #[arg(long, visible_alias = "sampling-seq", value_name = "LETTERS", conflicts_with = "samplers")]
+    pub sampler_seq: Option<String>,
 }

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use crate::http::config::ReasoningForm;
+
 use super::{
     ComputeArgs, GenerationArgs, ModelArgs, ReasoningName, SamplingArgs, SpeculationArgs, TemplateArgs,
 };
@@ -56,7 +58,7 @@ pub struct ServeArgs {
     /// Key that requests must show; may be given several times
     #[arg(long, value_name = "KEY", value_delimiter = ',', hide_env_values = true)]
     pub api_key: Vec<String>,
-    /// File with such keys, one a line
+    /// File with such keys, one a line; lines that begin with # are remarks
     #[arg(long, value_name = "PATH")]
     pub api_key_file: Option<PathBuf>,
     /// Further host names under which the server may be addressed
@@ -71,9 +73,9 @@ pub struct ServeArgs {
     /// Most requests that wait; more are refused with 429 [default: 256]
     #[arg(long, value_name = "N")]
     pub max_queue: Option<usize>,
-    /// Most requests that run at once [default: 16]
-    #[arg(long, value_name = "N")]
-    pub parallel: Option<usize>,
+    /// Most requests that run at once; -1 for the default [default: 16]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub parallel: Option<i64>,
     /// Longest time between two tokens of a stream that a long prompt beside it may cause, in milliseconds
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub max_gap_ms: u64,
@@ -83,9 +85,9 @@ pub struct ServeArgs {
     /// The same in bytes, or with K, M or G behind the number
     #[arg(long, value_name = "SIZE", conflicts_with = "memory")]
     pub state_budget: Option<String>,
-    /// Memory for the prompt cache, in MiB [default: 5 % of the machine's, or 8 snapshots]
-    #[arg(long, value_name = "MIB")]
-    pub cache_ram: Option<usize>,
+    /// Memory for the prompt cache, in MiB; -1 for no limit [default: 5 % of the machine's, or 8 snapshots]
+    #[arg(long, value_name = "MIB", allow_negative_numbers = true)]
+    pub cache_ram: Option<i64>,
     /// Folder for what the prompt cache has no room for in memory, and for what it holds when the server stops
     #[arg(long, value_name = "PATH")]
     pub cache_disk: Option<PathBuf>,
@@ -95,12 +97,19 @@ pub struct ServeArgs {
     /// Whether the model thinks before it answers, where requests do not say
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub reasoning: ReasoningName,
+    /// What becomes of thoughts in chat completions, where requests do not say: auto or deepseek (beside the answer),
+    /// none (in its text, with their marks), deepseek-legacy (both) or hidden (left out)
+    #[arg(long, value_name = "FORM", default_value = "auto")]
+    pub reasoning_format: ReasoningForm,
     /// How hard it thinks, for templates that know `reasoning_effort`, where requests do not say
     #[arg(long, value_name = "LEVEL")]
     pub reasoning_effort: Option<String>,
     /// 0 to keep the model from thinking, -1 to leave it alone, where requests do not say
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub reasoning_budget: Option<i64>,
+    /// Reuse nothing of earlier prompts, where requests do not say
+    #[arg(long)]
+    pub no_cache_prompt: bool,
     /// Seconds that running requests get to finish when the server is asked to stop
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub drain_seconds: u64,

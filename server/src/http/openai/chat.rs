@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::http::answer::{Answer, AnswerReader, Call, Piece, finish_reason};
 use crate::http::body::JsonBody;
 use crate::http::chat_input::{self, ChatPrompt, Conversation, ToolChoice};
+use crate::http::config::{ReasoningForm, ServerConfig, UnknownReasoningForm};
 use crate::http::constraint::ConstraintFields;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::events::Events;
@@ -66,7 +67,7 @@ struct Shape {
     created: u64,
     model: String,
     prompt: ChatPrompt,
-    split: bool,
+    form: ReasoningForm,
     usage: bool,
     progress: bool,
     logprobs: bool,
@@ -142,12 +143,18 @@ fn begin(served: &Served, body: ChatRequest) -> ApiResult<(Events, Shape)> {
         created: ids::now(),
         model: served.name(),
         prompt,
-        split: body.reasoning_format.as_deref() != Some("none"),
+        form: reasoning_form(body.reasoning_format.as_deref(), served.config())?,
         usage: body.stream_options.unwrap_or_default().include_usage,
         progress: body.return_progress.unwrap_or(false),
         logprobs,
     };
     Ok((served.submit(vec![request], answer_count(body.n)?)?, shape))
+}
+
+/// What becomes of thoughts: what the request says, or the server's flag.
+fn reasoning_form(name: Option<&str>, config: &ServerConfig) -> ApiResult<ReasoningForm> {
+    let wrong = |error: UnknownReasoningForm| ApiError::field("reasoning_format", error.to_string());
+    name.map_or(Ok(config.reasoning_form), |name| name.parse().map_err(wrong))
 }
 
 /// The name under which a request's state is kept: that of a session, or of a slot as llama.cpp counts them.
@@ -176,7 +183,7 @@ async fn collect(served: &Served, mut events: Events, shape: &Shape) -> ApiResul
     while let Some((index, event)) = events.next().await {
         while choices.len() <= index {
             choices.push(Choice {
-                reader: AnswerReader::new(&shape.prompt, shape.split),
+                reader: AnswerReader::new(&shape.prompt, shape.form),
                 answer: Answer::default(),
                 logprobs: Vec::new(),
                 reason: None,
@@ -197,7 +204,7 @@ async fn collect(served: &Served, mut events: Events, shape: &Shape) -> ApiResul
                 totals.add(&usage, index > 0);
             }
             Event::Error(error) => return Err(error.into()),
-            Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
+            _ => {}
         }
     }
     let choices: Vec<Value> =
@@ -270,7 +277,7 @@ async fn write(sender: Sender, served: Served, mut events: Events, shape: Shape)
         while readers.len() <= index {
             let role = json!({ "role": "assistant", "content": null });
             sender.data(&shape.delta(readers.len(), role, Value::Null, None)).await?;
-            readers.push(AnswerReader::new(&shape.prompt, shape.split));
+            readers.push(AnswerReader::new(&shape.prompt, shape.form));
         }
         let reader = &mut readers[index];
         match event {
@@ -300,7 +307,7 @@ async fn write(sender: Sender, served: Served, mut events: Events, shape: Shape)
                 chunk["prompt_progress"] = json!({ "total": total, "cache": cached, "processed": done });
                 sender.data(&chunk).await?;
             }
-            Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
+            _ => {}
         }
     }
     if shape.usage {

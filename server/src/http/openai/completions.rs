@@ -173,7 +173,7 @@ impl Writer {
                 return Ok(true);
             }
             Event::Error(error) => return Err(error.into()),
-            Event::Prefill { .. } | Event::Prompt(_) | Event::Embedding(_) => {}
+            _ => {}
         }
         Ok(false)
     }

@@ -59,7 +59,7 @@ pub(crate) async fn create(
             Event::Embedding(vector) => vectors[index] = normalized(vector),
             Event::Done { usage, .. } => totals.add(&usage, false),
             Event::Error(error) => return Err(error.into()),
-            Event::Prefill { .. } | Event::Prompt(_) | Event::Token { .. } => {}
+            _ => {}
         }
     }
     let data: Vec<Value> = vectors

@@ -13,6 +13,7 @@ use crate::http::answer::{AnswerReader, Call};
 use crate::http::assemble::{self, Whole};
 use crate::http::body::JsonBody;
 use crate::http::chat_input::{self, ChatPrompt, Conversation, ToolChoice, message};
+use crate::http::config::ReasoningForm;
 use crate::http::constraint::ConstraintFields;
 use crate::http::error::{ApiError, ApiResult};
 use crate::http::events::Events;
@@ -69,7 +70,7 @@ pub(crate) async fn create(
     let served = state.select(body.model.as_deref()).await?;
     let (events, shape) = served.prepare(move |served| begin(served, body)).await?;
     if stream {
-        let reader = AnswerReader::new(&shape.prompt, true);
+        let reader = AnswerReader::new(&shape.prompt, ReasoningForm::Beside);
         return Ok(sse::respond(Framing::Sse, |sender| {
             assemble::write(Writer::new(sender, shape), reader, events)
         }));
@@ -208,7 +209,7 @@ fn convert(index: usize, item: &Value, messages: &mut Vec<Value>) -> ApiResult<(
 
 async fn collect(events: Events, shape: Shape) -> ApiResult {
     let Whole { answer, reason, totals } =
-        assemble::collect(events, AnswerReader::new(&shape.prompt, true)).await?;
+        assemble::collect(events, AnswerReader::new(&shape.prompt, ReasoningForm::Beside)).await?;
     let mut output = Vec::new();
     if !answer.reasoning.is_empty() {
         output.push(reasoning_item(&ids::unique("rs_"), &answer.reasoning));
