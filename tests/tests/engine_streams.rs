@@ -226,3 +226,33 @@ fn short_prompts_share_a_pass() {
         assert_eq!(&alone.tokens, expected);
     }
 }
+
+/// Neither the threads that read a prompt, nor how many of its rows a pass takes, nor drafts beside Mirostat's memory.
+#[test]
+fn how_prompts_are_read_changes_no_token() {
+    use millpond::engine::SpecMode;
+    use millpond::sample::Mirostat;
+    let model = built_in_model();
+    let tokenizer = model.tokenizer.clone().expect("a tokenizer");
+    let prompt =
+        tokenizer.encode(&"The mill turned and the pond was still. ".repeat(40), false).expect("tokens");
+    let sampling = SamplingParams {
+        mirostat: Mirostat::V2,
+        mirostat_tau: 3.0,
+        temperature: 0.7,
+        seed: Some(9),
+        ..SamplingParams::default()
+    };
+    let ways = [
+        options(),
+        EngineOptions { threads: 1, prefill_threads: 3, ..options() },
+        EngineOptions { threads: 3, prefill_threads: 1, prefill_rows: 64, ..options() },
+        EngineOptions { spec: SpecMode::Ngram, spec_adaptive: false, prefill_rows: 200, ..options() },
+    ];
+    let answers = ways.map(|options| {
+        let engine = engine(&model, options);
+        let request = Request { sampling: sampling.clone(), ..greedy(&prompt, 48) };
+        answer(&engine, request).tokens
+    });
+    assert!(answers.iter().all(|tokens| *tokens == answers[0]), "{answers:?}");
+}
