@@ -234,13 +234,15 @@ fn is_exact(snapshot: &Snapshot, position: usize, length: usize) -> bool {
 /// last, partial chunk, where cuts change no bits, they lie at those places themselves.
 pub(super) fn cuts(start: usize, length: usize, shared: usize, boundaries: &[usize]) -> Vec<usize> {
     const LEAST_DISTANCE: usize = 512;
+    // Fewer tokens are read again as quickly as a pass of their own is run.
+    const LEAST_TOKENS: usize = 16;
     let down = |position: usize| position / PREFILL_CHUNK * PREFILL_CHUNK;
     let last = down(length.saturating_sub(1));
     let distance = LEAST_DISTANCE.max(down(length / 8));
     let mut cuts: Vec<usize> = boundaries.iter().map(|&boundary| down(boundary.min(length))).collect();
     cuts.extend([down(shared), last, last.saturating_sub(PREFILL_CHUNK)]);
     cuts.extend((1..).map(|i| i * distance).take_while(|&cut| cut < last));
-    cuts.extend(boundaries.iter().chain([&shared]).filter(|&&place| place > last));
+    cuts.extend(boundaries.iter().chain([&shared]).filter(|&&place| place > last && place >= LEAST_TOKENS));
     cuts.retain(|&cut| cut > start && cut < length);
     cuts.sort_unstable();
     cuts.dedup();
@@ -258,6 +260,7 @@ mod tests {
         assert_eq!(cuts(0, 64, 0, &[64]), [0usize; 0], "the end has a snapshot of its own");
         assert_eq!(cuts(0, 700, 300, &[130, 400]), [128, 256, 384, 512, 576, 640]);
         assert_eq!(cuts(0, 600, 590, &[30, 580]), [512, 576, 580, 590]);
+        assert_eq!(cuts(0, 60, 3, &[9, 20]), [20], "a few tokens are no reason to end a pass");
         assert_eq!(cuts(0, 32_768, 0, &[]).len(), 9, "distances grow with the length");
     }
 }

@@ -127,7 +127,7 @@ pub struct Slice {
 /// What the next step runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Requests that enter, in this order. They take part from the next step on.
+    /// Requests that enter, in this order. They are not in the rest of the plan, which is to be made again with them.
     pub enter: Vec<u64>,
     /// Slices of prompts.
     pub slices: Vec<Slice>,

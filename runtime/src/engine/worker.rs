@@ -157,16 +157,21 @@ impl Worker {
         self.take_fetched();
         self.make_room();
         let mut plan = self.plan();
+        let entered = !plan.enter.is_empty();
+        if entered {
+            for id in std::mem::take(&mut plan.enter) {
+                self.enter(id);
+            }
+            // Who has just come in takes part at once: a step may be long.
+            plan = self.plan();
+        }
         // A prompt that finds more of its state makes room for others, which may find theirs; each looks once.
         while plan.slices.iter().filter(|slice| self.search_again(slice.id)).count() > 0 {
             plan = self.plan();
         }
         self.drafting = self.draft(&plan.decode);
         self.compose(&plan);
-        for &id in &plan.enter {
-            self.enter(id);
-        }
-        self.rested = self.lanes.is_empty() && plan.enter.is_empty();
+        self.rested = self.lanes.is_empty() && !entered;
         if self.lanes.is_empty() {
             return;
         }
