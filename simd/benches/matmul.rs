@@ -7,7 +7,6 @@
 //! thread on weights that fit the second cache level, the best of many short runs: what the instructions allow, even
 //! on a busy machine.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use millpond_simd::isa::Isa;
@@ -68,20 +67,12 @@ fn options() -> Options {
     options
 }
 
-/// Runs `work(chunk)` for every chunk on `threads` threads that claim them.
+/// Runs `work(chunk)` for every chunk on `threads` threads, each of which has consecutive ones, as in the runtime.
 fn parallel(threads: usize, chunks: usize, work: impl Fn(usize) + Sync) {
-    let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let chunk = next.fetch_add(1, Ordering::Relaxed);
-                    if chunk >= chunks {
-                        break;
-                    }
-                    work(chunk);
-                }
-            });
+        for thread in 0..threads {
+            let work = &work;
+            scope.spawn(move || (chunks * thread / threads..chunks * (thread + 1) / threads).for_each(work));
         }
     });
 }
@@ -227,7 +218,7 @@ fn gemv(options: &Options, kernels: &MatmulKernels, format: QFormat, cols: usize
     const STEP: usize = 128;
     let rows = (208_000_000 / row_bytes).next_multiple_of(STEP);
     let weights = random_bytes(format, rows * row_bytes);
-    for x_rows in [1, 2, 4] {
+    for x_rows in [1, 2, 3, 4, 6, 8] {
         let x: Vec<f32> = (0..x_rows * cols).map(|i| (i as f32 * 0.37).sin()).collect();
         let mut activations = Activations::new();
         activations.prepare(kernels, format.activation_kind(), &x, x_rows, cols);

@@ -7,6 +7,12 @@ use super::tile::OutTile;
 use crate::LANES;
 use crate::quant::QFormat;
 
+/// How far ahead of the weights in work memory is asked for at least, where it is asked for in order.
+const PREFETCH: usize = 4096;
+
+/// Bytes of a weight row of which a few still fit the first cache level together with what is asked for.
+const SHORT_ROW: usize = 4096;
+
 /// A float format.
 ///
 /// # Safety
@@ -47,15 +53,18 @@ pub(super) unsafe fn matmul<S: Simd, F: FloatFormat<S>, const W: usize, const R:
     out: &mut OutTile<'_>,
 ) {
     debug_assert_eq!(product.format, F::FORMAT);
+    let short = product.row_bytes <= SHORT_ROW;
     for j in (0..out.cols()).step_by(W) {
         let mut i = 0;
         while i < out.rows() {
             // SAFETY: the caller's promise.
             unsafe {
                 i += match out.rows() - i {
-                    left if left >= R => tile::<S, F, W, R>(product, out, i, j),
-                    1 => tile::<S, F, W, 1>(product, out, i, j),
-                    _ => tile::<S, F, W, 2>(product, out, i, j),
+                    1 if i == 0 && short => tile::<S, F, W, 1, true>(product, out, i, j),
+                    2 if i == 0 && short => tile::<S, F, W, 2, true>(product, out, i, j),
+                    left if left >= R => tile::<S, F, W, R, false>(product, out, i, j),
+                    1 => tile::<S, F, W, 1, false>(product, out, i, j),
+                    _ => tile::<S, F, W, 2, false>(product, out, i, j),
                 };
             }
         }
@@ -64,10 +73,13 @@ pub(super) unsafe fn matmul<S: Simd, F: FloatFormat<S>, const W: usize, const R:
 
 /// Outputs `(i .., j ..)`, `R` rows of them; returns `R`. Weight rows past the last are replaced by the last.
 ///
+/// The weight rows after these are asked for: `IN_ORDER` of addresses, which is the fastest way through memory while
+/// activations leave it room in the first cache level, or at the place in work of each.
+///
 /// # Safety
 /// As for [`matmul`]; the output has `R` rows from `i`.
 #[inline(always)]
-unsafe fn tile<S: Simd, F: FloatFormat<S>, const W: usize, const R: usize>(
+unsafe fn tile<S: Simd, F: FloatFormat<S>, const W: usize, const R: usize, const IN_ORDER: bool>(
     product: &Product<'_>,
     out: &mut OutTile<'_>,
     i: usize,
@@ -84,15 +96,24 @@ unsafe fn tile<S: Simd, F: FloatFormat<S>, const W: usize, const R: usize>(
     for (r, x) in x.iter_mut().enumerate() {
         *x = product.x.row_pointers(product.x_rows.start + i + r).floats;
     }
-    // The same place in the next weight rows, which is asked for.
     let next = W * product.row_bytes;
+    let mut in_order =
+        product.weights.as_ptr().wrapping_add(j * product.row_bytes).wrapping_add(PREFETCH.max(next));
     // SAFETY: `Product` holds whole rows of weights and activations padded to a multiple of 16.
     unsafe {
         let mut sums = [[S::splat(0.0); R]; W];
         for k in (0..whole).step_by(LANES) {
+            if IN_ORDER {
+                for line in 0..(W * LANES * bytes).div_ceil(64) {
+                    S::prefetch(in_order.wrapping_add(64 * line));
+                }
+                in_order = in_order.wrapping_add(W * LANES * bytes);
+            }
             for row in 0..W {
                 let p = weights[row].add(k * bytes);
-                S::prefetch(p.wrapping_add(next));
+                if !IN_ORDER {
+                    S::prefetch(p.wrapping_add(next));
+                }
                 let w = F::load(p);
                 for r in 0..R {
                     sums[row][r] = S::fma(w, S::load_floats(x[r].add(k)), sums[row][r]);

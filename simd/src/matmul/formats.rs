@@ -34,7 +34,7 @@ pub(super) trait Format256<S: Simd> {
 /// # Safety
 /// Four bytes are readable.
 #[inline(always)]
-unsafe fn u32_at(p: *const u8) -> u32 {
+pub(super) unsafe fn u32_at(p: *const u8) -> u32 {
     // SAFETY: the caller's promise; the read is unaligned.
     u32::from_le(unsafe { p.cast::<u32>().read_unaligned() })
 }

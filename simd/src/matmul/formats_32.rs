@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::formats::iq4_table;
+use super::formats::{iq4_table, u32_at};
 use super::panels::Rows;
 use super::simd::Simd;
 use crate::LANES;
@@ -22,6 +22,16 @@ pub(super) trait Format32<S: Simd> {
 
     /// Weights `4 i ..` of each row in vector `i`.
     unsafe fn weights(blocks: Rows) -> [S::Vector; 8];
+
+    /// The weights of two blocks, one after the other.
+    unsafe fn pair(first: *const u8, second: *const u8) -> S::Vector;
+
+    /// The scale of each of four blocks.
+    #[inline(always)]
+    unsafe fn four_scales(blocks: [*const u8; 4]) -> S::Four {
+        // SAFETY: the trait's promise.
+        unsafe { S::four_halves(blocks) }
+    }
 
     /// The scale of each row: a half-precision number at the start of the block.
     #[inline(always)]
@@ -87,6 +97,12 @@ impl<S: Simd> Format32<S> for Q40<S> {
     const OFFSET: i32 = 8;
 
     #[inline(always)]
+    unsafe fn pair(first: *const u8, second: *const u8) -> S::Vector {
+        // SAFETY: the trait's promise.
+        unsafe { S::nibbles_of_16_and_16(first.add(2), second.add(2)) }
+    }
+
+    #[inline(always)]
     unsafe fn weights(blocks: Rows) -> [S::Vector; 8] {
         // SAFETY: the trait's promise.
         unsafe { nibbles::<S>(S::rows_of_16(blocks, 2)) }
@@ -102,6 +118,12 @@ impl<S: Simd> Format32<S> for IQ4NL<S> {
     const OFFSET: i32 = S::WIDE_OFFSET;
 
     #[inline(always)]
+    unsafe fn pair(first: *const u8, second: *const u8) -> S::Vector {
+        // SAFETY: the trait's promise.
+        unsafe { S::look_up(iq4_table::<S>(), S::nibbles_of_16_and_16(first.add(2), second.add(2))) }
+    }
+
+    #[inline(always)]
     unsafe fn weights(blocks: Rows) -> [S::Vector; 8] {
         // SAFETY: the trait's promise.
         unsafe { iq4_weights::<S>(S::rows_of_16(blocks, 2)) }
@@ -115,6 +137,12 @@ impl<S: Simd> Format32<S> for Q80<S> {
     const MINS: bool = false;
     const WIDE: bool = true;
     const OFFSET: i32 = S::WIDE_OFFSET;
+
+    #[inline(always)]
+    unsafe fn pair(first: *const u8, second: *const u8) -> S::Vector {
+        // SAFETY: the trait's promise.
+        unsafe { S::stored(S::load_halves(first.add(2), second.add(2))) }
+    }
 
     #[inline(always)]
     unsafe fn weights(blocks: Rows) -> [S::Vector; 8] {
@@ -165,6 +193,19 @@ unsafe fn five_bits<S: Simd>(packed: [S::Vector; 4], fifth: S::Vector) -> [S::Ve
     }
 }
 
+/// The weights of two blocks that keep 32 fifth bits `at` bytes from the start and nibbles behind them.
+///
+/// # Safety
+/// These are whole blocks; see [`Simd`].
+#[inline(always)]
+unsafe fn pair_of_five_bits<S: Simd>(first: *const u8, second: *const u8, at: usize) -> S::Vector {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let fifth = u64::from(u32_at(first.add(at))) | u64::from(u32_at(second.add(at))) << 32;
+        S::or(S::nibbles_of_16_and_16(first.add(at + 4), second.add(at + 4)), S::sixteens(fifth))
+    }
+}
+
 pub(super) struct Q41<S>(PhantomData<S>);
 
 impl<S: Simd> Format32<S> for Q41<S> {
@@ -172,6 +213,12 @@ impl<S: Simd> Format32<S> for Q41<S> {
     const MINS: bool = true;
     const WIDE: bool = false;
     const OFFSET: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn pair(first: *const u8, second: *const u8) -> S::Vector {
+        // SAFETY: the trait's promise.
+        unsafe { S::nibbles_of_16_and_16(first.add(4), second.add(4)) }
+    }
 
     #[inline(always)]
     unsafe fn weights(blocks: Rows) -> [S::Vector; 8] {
@@ -187,6 +234,12 @@ impl<S: Simd> Format32<S> for Q50<S> {
     const MINS: bool = false;
     const WIDE: bool = false;
     const OFFSET: i32 = 16;
+
+    #[inline(always)]
+    unsafe fn pair(first: *const u8, second: *const u8) -> S::Vector {
+        // SAFETY: the trait's promise.
+        unsafe { pair_of_five_bits::<S>(first, second, 2) }
+    }
 
     #[inline(always)]
     unsafe fn weights(blocks: Rows) -> [S::Vector; 8] {
@@ -206,6 +259,12 @@ impl<S: Simd> Format32<S> for Q51<S> {
     const MINS: bool = true;
     const WIDE: bool = false;
     const OFFSET: i32 = 0;
+
+    #[inline(always)]
+    unsafe fn pair(first: *const u8, second: *const u8) -> S::Vector {
+        // SAFETY: the trait's promise.
+        unsafe { pair_of_five_bits::<S>(first, second, 4) }
+    }
 
     #[inline(always)]
     unsafe fn weights(blocks: Rows) -> [S::Vector; 8] {
@@ -237,6 +296,15 @@ impl<S: Simd> Format32<S> for Fp4<S> {
     const OFFSET: i32 = 12;
 
     #[inline(always)]
+    unsafe fn pair(first: *const u8, second: *const u8) -> S::Vector {
+        // SAFETY: the trait's promise.
+        unsafe {
+            let table = S::load_table(FP4_WEIGHTS.as_ptr());
+            S::look_up(table, S::nibbles_of_16_and_16(first.add(1), second.add(1)))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn weights(blocks: Rows) -> [S::Vector; 8] {
         // SAFETY: the trait's promise; the table has 16 bytes.
         unsafe {
@@ -247,6 +315,14 @@ impl<S: Simd> Format32<S> for Fp4<S> {
             }
             weights
         }
+    }
+
+    #[inline(always)]
+    unsafe fn four_scales(blocks: [*const u8; 4]) -> S::Four {
+        // SAFETY: the trait's promise: the first byte of each block.
+        let scales = blocks.map(|block| half_power_of_two(unsafe { *block }));
+        // SAFETY: four floats.
+        unsafe { S::load_four(scales.as_ptr()) }
     }
 
     #[inline(always)]

@@ -38,6 +38,7 @@ macro_rules! level {
                         QFormat::F16 => floats::matmul::<S, F16, $float_weights, $float_rows>(product, out),
                         QFormat::BF16 => floats::matmul::<S, BF16, $float_weights, $float_rows>(product, out),
                         _ if out.rows() == 1 => one(product, out),
+                        QFormat::Q8_0 if out.rows() == 2 => rows::blocks_of_32::<S, Q80<S>, 2>(product, out),
                         format => panels::matmul(&panel_kernel(format), product, out),
                     }
                 }
@@ -55,13 +56,13 @@ macro_rules! level {
                         QFormat::Q5K => rows::blocks_of_256::<S, Q5K<S>>(product, out),
                         QFormat::Q6K => rows::blocks_of_256::<S, Q6K<S>>(product, out),
                         QFormat::IQ4XS => rows::blocks_of_256::<S, IQ4XS<S>>(product, out),
-                        QFormat::Q4_0 => rows::blocks_of_32::<S, Q40<S>>(product, out),
-                        QFormat::Q4_1 => rows::blocks_of_32::<S, Q41<S>>(product, out),
-                        QFormat::Q5_0 => rows::blocks_of_32::<S, Q50<S>>(product, out),
-                        QFormat::Q5_1 => rows::blocks_of_32::<S, Q51<S>>(product, out),
-                        QFormat::IQ4NL => rows::blocks_of_32::<S, IQ4NL<S>>(product, out),
-                        QFormat::MXFP4 => rows::blocks_of_32::<S, Fp4<S>>(product, out),
-                        _ => rows::blocks_of_32::<S, Q80<S>>(product, out),
+                        QFormat::Q4_0 => rows::blocks_of_32::<S, Q40<S>, 1>(product, out),
+                        QFormat::Q4_1 => rows::blocks_of_32::<S, Q41<S>, 1>(product, out),
+                        QFormat::Q5_0 => rows::blocks_of_32::<S, Q50<S>, 1>(product, out),
+                        QFormat::Q5_1 => rows::blocks_of_32::<S, Q51<S>, 1>(product, out),
+                        QFormat::IQ4NL => rows::blocks_of_32::<S, IQ4NL<S>, 1>(product, out),
+                        QFormat::MXFP4 => rows::blocks_of_32::<S, Fp4<S>, 1>(product, out),
+                        _ => rows::blocks_of_32::<S, Q80<S>, 1>(product, out),
                     }
                 }
             }

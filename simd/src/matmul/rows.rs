@@ -1,24 +1,28 @@
-//! One activation row: weights are read once, straight from the file, and bound by memory. Sixteen weight rows at a
-//! time, so that each lane of a vector holds the chain of one output.
+//! One or two activation rows: weights are read once, straight from the file, and bound by memory. Each lane of a vector
+//! holds the chain of one output.
 //!
-//! Blocks of 256 are read one row after the other, in the order of memory, and leave their integers in a scratch; then
-//! the chains advance over the blocks. Blocks of 32 of sixteen rows are read side by side, a row to a lane.
+//! Memory is quickest for a reader that goes through it in order, as the processor then foresees what is needed next. So
+//! blocks of 256 are read one row after the other and leave their integers in a scratch; then the chains of sixteen
+//! outputs advance over the blocks. Blocks of 32 would leave as much behind as they take: four rows are read side by
+//! side, and those after them asked for in the order of addresses. Sixteen side by side, which panels are made of,
+//! would be less work but a sixth slower.
 
-use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
 use super::Product;
 use super::activations::RowPointers;
-use super::buffer::AlignedBuffer;
 use super::formats::Format256;
 use super::formats_32::Format32;
-use super::panels::{Rows, weight_rows};
 use super::simd::Simd;
 use super::tile::OutTile;
 use crate::LANES;
 
-/// How far ahead of the block in work memory is asked for.
+/// How far ahead of the block of 256 in work memory is asked for.
 const PREFETCH: usize = 4096;
+/// How far ahead of blocks of 32 memory is asked for at least.
+const PREFETCH_32: usize = 12 * 1024;
+/// Rows of blocks of 32 that are read side by side.
+const ROWS: usize = 4;
 /// Blocks of 256 whose integers are kept at a time.
 const CHUNK: usize = 32;
 
@@ -28,11 +32,6 @@ struct Scratch {
     offsets: [[i32; LANES]; CHUNK],
     scales: [[u16; LANES]; CHUNK],
     mins: [[u16; LANES]; CHUNK],
-}
-
-thread_local! {
-    /// The last rows of a matrix, filled up to sixteen.
-    static LAST_ROWS: RefCell<AlignedBuffer<u8>> = const { RefCell::new(AlignedBuffer::new()) };
 }
 
 /// The two bytes at `p`.
@@ -52,17 +51,6 @@ unsafe fn prefetch<S: Simd>(p: *const u8, bytes: usize) {
     while line < bytes {
         // SAFETY: as for the caller; prefetching reads nothing.
         unsafe { S::prefetch(p.wrapping_add(line)) };
-        line += 64;
-    }
-}
-
-/// Asks for `bytes` bytes of memory from `p`, for later.
-#[inline(always)]
-unsafe fn prefetch_far<S: Simd>(p: *const u8, bytes: usize) {
-    let mut line = 0;
-    while line < bytes {
-        // SAFETY: as for the caller; prefetching reads nothing.
-        unsafe { S::prefetch_far(p.wrapping_add(line)) };
         line += 64;
     }
 }
@@ -159,67 +147,154 @@ unsafe fn block_of_256<S: Simd, F: Format256<S>>(
     }
 }
 
-/// The product with one activation row for weights in blocks of 32.
-///
-/// # Safety
-/// The processor has the instruction set `S`, whose features the caller is compiled with.
+/// The activation rows.
 #[inline(always)]
-pub(super) unsafe fn blocks_of_32<S: Simd, F: Format32<S>>(product: &Product<'_>, out: &mut OutTile<'_>) {
-    debug_assert_eq!(product.format, F::FORMAT);
-    let x = product.x.row_pointers(product.x_rows.start);
-    let mut copy = LAST_ROWS.take();
-    for j in (0..out.cols()).step_by(LANES) {
-        let rows = weight_rows(product, j, 0, product.row_bytes, &mut copy);
-        // SAFETY: these are sixteen rows of `cols / 32` blocks, and so are the activations.
-        unsafe {
-            let chains = sixteen_rows::<S, F>(rows, x, product.cols / 32);
-            S::store_first(out.element(0, j), chains, LANES.min(out.cols() - j));
-        }
+fn activations<const R: usize>(product: &Product<'_>) -> [RowPointers; R] {
+    let start = product.x.row_pointers(product.x_rows.start);
+    let mut x = [start; R];
+    for r in 1..R {
+        x[r] = start.step(product.x.row_steps(), r);
     }
-    LAST_ROWS.set(copy);
+    x
 }
 
-/// Sixteen outputs. Asks for the memory of the next sixteen rows on the way.
+/// Weight rows `j ..`; those past the last one repeat it.
+#[inline(always)]
+fn weights(product: &Product<'_>, j: usize, outputs: usize) -> [*const u8; ROWS] {
+    let start = product.weights.as_ptr().wrapping_add(j * product.row_bytes);
+    let mut rows = [start; ROWS];
+    for (row, place) in rows.iter_mut().enumerate() {
+        *place = start.wrapping_add(row.min(outputs - j - 1) * product.row_bytes);
+    }
+    rows
+}
+
+/// The same place in each row.
+#[inline(always)]
+fn blocks(rows: [*const u8; ROWS], at: usize) -> [*const u8; ROWS] {
+    let mut blocks = rows;
+    for block in &mut blocks {
+        *block = block.wrapping_add(at);
+    }
+    blocks
+}
+
+/// Stores the outputs of weight rows `j ..`.
 ///
 /// # Safety
-/// As for [`blocks_of_32`]; weights and activations have the blocks.
+/// See [`Simd`]; the output has `R` rows and column `j`.
 #[inline(always)]
-unsafe fn sixteen_rows<S: Simd, F: Format32<S>>(rows: Rows, x: RowPointers, blocks: usize) -> S::Floats {
+unsafe fn store<S: Simd, const R: usize>(out: &mut OutTile<'_>, j: usize, chains: [S::Four; R]) {
+    let count = ROWS.min(out.cols() - j);
+    for (r, chain) in chains.into_iter().enumerate() {
+        let mut four = [0.0; ROWS];
+        // SAFETY: four floats, of which the output has room for `count`.
+        unsafe {
+            S::store_four(four.as_mut_ptr(), chain);
+            std::ptr::copy_nonoverlapping(four.as_ptr(), out.element(r, j), count);
+        }
+    }
+}
+
+/// The product with `R` activation rows for weights in blocks of 32.
+///
+/// # Safety
+/// As for [`blocks_of_256`]; the output has `R` rows.
+#[inline(always)]
+pub(super) unsafe fn blocks_of_32<S: Simd, F: Format32<S>, const R: usize>(
+    product: &Product<'_>,
+    out: &mut OutTile<'_>,
+) {
+    debug_assert_eq!(product.format, F::FORMAT);
     let bytes = F::FORMAT.block_bytes();
-    let mut next = rows.start.wrapping_add(LANES * rows.stride);
+    let x = activations::<R>(product);
+    let count = product.cols / 32;
+    for j in (0..out.cols()).step_by(ROWS) {
+        let rows = weights(product, j, out.cols());
+        let mut next = rows[0].wrapping_add(PREFETCH_32.max(ROWS * product.row_bytes));
+        // SAFETY: as in `blocks_of_256`. The last block of an odd number takes the place of the one after it too, where
+        // a cache line of activations is readable.
+        unsafe {
+            let mut chains = [S::four(0.0); R];
+            for b in (0..count / 2 * 2).step_by(2) {
+                prefetch::<S>(next, ROWS * 2 * bytes);
+                next = next.wrapping_add(ROWS * 2 * bytes);
+                let (first, second) = (blocks(rows, b * bytes), blocks(rows, (b + 1) * bytes));
+                let sums = pairs_of_32::<S, F, R>(first, second, &x, b);
+                advance_32::<S, F, R>(first, &x, b, sums.map(|[sums, _]| sums), &mut chains);
+                advance_32::<S, F, R>(second, &x, b + 1, sums.map(|[_, sums]| sums), &mut chains);
+            }
+            if !count.is_multiple_of(2) {
+                let last = blocks(rows, (count - 1) * bytes);
+                let sums = pairs_of_32::<S, F, R>(last, last, &x, count - 1);
+                advance_32::<S, F, R>(last, &x, count - 1, sums.map(|[sums, _]| sums), &mut chains);
+            }
+            store::<S, R>(out, j, chains);
+        }
+    }
+}
+
+/// The products of two blocks of each of four weight rows with blocks `b` and `b + 1` of the activations.
+///
+/// # Safety
+/// As for [`blocks_of_32`]; these are whole blocks, the activations have block `b`.
+#[inline(always)]
+unsafe fn pairs_of_32<S: Simd, F: Format32<S>, const R: usize>(
+    first: [*const u8; ROWS],
+    second: [*const u8; ROWS],
+    x: &[RowPointers; R],
+    b: usize,
+) -> [[S::FourInts; 2]; R] {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut chains = S::splat(0.0);
-        for b in 0..blocks {
-            prefetch_far::<S>(next, LANES * bytes);
-            next = next.wrapping_add(LANES * bytes);
-            let block = Rows { start: rows.start.add(b * bytes), ..rows };
-            let weights = F::weights(block);
-            // Two chains of integers, as one would wait for itself.
-            let offset = (*x.sums.add(b)).wrapping_mul(-F::OFFSET);
-            let mut dots = [S::splat_int(offset), S::zero()];
-            for i in 0..8 {
-                let quants = S::splat_int(x.quants.add(32 * b + 4 * i).cast::<i32>().read_unaligned());
-                dots[i % 2] = dot::<S>(F::WIDE, dots[i % 2], weights[i], quants);
-            }
-            let x_scale = S::splat(*x.scales.add(b));
-            let scale = S::product(F::scales(block), x_scale);
-            chains = S::fma(S::to_floats(S::add(dots[0], dots[1])), scale, chains);
-            if F::MINS {
-                let x_sum = S::to_floats(S::splat_int(*x.sums.add(b)));
-                chains = S::negated_fma(x_sum, S::product(F::mins(block), x_scale), chains);
+        let mut dots = [[S::zero(); ROWS]; R];
+        for row in 0..ROWS {
+            let w = F::pair(first[row], second[row]);
+            for r in 0..R {
+                let quants = S::load(x[r].quants.add(32 * b).cast());
+                dots[r][row] = if F::WIDE {
+                    S::dot::<true>(S::zero(), w, quants)
+                } else {
+                    S::dot::<false>(S::zero(), w, quants)
+                };
             }
         }
-        chains
+        let mut sums = [S::totals_by_half(dots[0]); R];
+        for r in 1..R {
+            sums[r] = S::totals_by_half(dots[r]);
+        }
+        sums
     }
 }
 
-/// Adds the dot products of four bytes; `wide` is known when compiling.
+/// One step of the chains over block `b` of four weight rows, whose products are `sums`, weights above their values as
+/// they are.
 ///
 /// # Safety
-/// See [`Simd`].
+/// As for [`blocks_of_32`]; these are whole blocks, the activations have block `b`.
 #[inline(always)]
-unsafe fn dot<S: Simd>(wide: bool, sum: S::Vector, w: S::Vector, x: S::Vector) -> S::Vector {
+unsafe fn advance_32<S: Simd, F: Format32<S>, const R: usize>(
+    blocks_b: [*const u8; ROWS],
+    x: &[RowPointers; R],
+    b: usize,
+    sums: [S::FourInts; R],
+    chains: &mut [S::Four; R],
+) {
     // SAFETY: the caller's promise.
-    unsafe { if wide { S::dot::<true>(sum, w, x) } else { S::dot::<false>(sum, w, x) } }
+    unsafe {
+        let scales = F::four_scales(blocks_b);
+        for r in 0..R {
+            let (x_scale, x_sum) = (*x[r].scales.add(b), *x[r].sums.add(b));
+            let products = match F::OFFSET {
+                0 => sums[r],
+                offset => S::add_four(sums[r], S::four_ints(x_sum.wrapping_mul(-offset))),
+            };
+            chains[r] = S::chain(chains[r], products, scales, x_scale);
+            if F::MINS {
+                // These offsets are stored as what is added.
+                let mins = S::four_halves(blocks(blocks_b, 2));
+                chains[r] = S::chain(chains[r], S::four_ints(x_sum), mins, x_scale);
+            }
+        }
+    }
 }

@@ -15,6 +15,9 @@ pub(super) trait Simd: Copy {
     type Half: Copy;
     /// Sixteen floats.
     type Floats: Copy;
+    /// Four floats, and four ints.
+    type Four: Copy;
+    type FourInts: Copy;
 
     /// What the stored form of wide weights ([`Simd::stored`]) adds to each.
     const WIDE_OFFSET: i32;
@@ -26,6 +29,8 @@ pub(super) trait Simd: Copy {
     unsafe fn load(p: *const u8) -> Self::Vector;
     unsafe fn store(p: *mut u8, v: Self::Vector);
     unsafe fn load_half(p: *const u8) -> Self::Half;
+    /// 32 bytes at `low`, then 32 at `high`.
+    unsafe fn load_halves(low: *const u8, high: *const u8) -> Self::Vector;
     /// The same 32 bytes in both halves.
     unsafe fn load_twice(p: *const u8) -> Self::Vector;
     /// The same 16 bytes in all quarters.
@@ -58,6 +63,8 @@ pub(super) trait Simd: Copy {
     unsafe fn or(a: Self::Vector, b: Self::Vector) -> Self::Vector;
     /// 16 where bit `2 PAIR` of a byte (lower half) or bit `2 PAIR + 1` (upper half) is set, else 0.
     unsafe fn fifth_bits<const PAIR: usize>(v: Self::Vector) -> Self::Vector;
+    /// 16 in byte `i` where bit `i` is set, else 0.
+    unsafe fn sixteens(bits: u64) -> Self::Vector;
     /// Bits `4 PAIR` and `4 PAIR + 1` (lower half) or `4 PAIR + 2` and `4 PAIR + 3` (upper half) as bits 4 and 5.
     unsafe fn upper_pairs<const PAIR: usize>(v: Self::Vector) -> Self::Vector;
     /// Byte `i` becomes `table[v[i]]`, `v[i] < 16`.
@@ -121,6 +128,19 @@ pub(super) trait Simd: Copy {
 
     /// The sum of sixteen ints and the sum of eight.
     unsafe fn totals(v: Self::Vector, half: Self::Half) -> (i32, i32);
+    /// The sum of the first eight ints of each, and that of the last eight.
+    unsafe fn totals_by_half(v: [Self::Vector; 4]) -> [Self::FourInts; 2];
+
+    unsafe fn four(value: f32) -> Self::Four;
+    unsafe fn four_ints(int: i32) -> Self::FourInts;
+    unsafe fn load_four(p: *const f32) -> Self::Four;
+    unsafe fn store_four(p: *mut f32, v: Self::Four);
+    /// The half-precision number at each place.
+    unsafe fn four_halves(p: [*const u8; 4]) -> Self::Four;
+    unsafe fn add_four(a: Self::FourInts, b: Self::FourInts) -> Self::FourInts;
+    /// `ints * (scales * x_scale) + chain`: each int rounded to nearest even, each product of scales rounded, then the
+    /// rest rounded once.
+    unsafe fn chain(chain: Self::Four, ints: Self::FourInts, scales: Self::Four, x_scale: f32) -> Self::Four;
 
     /// Each int rounded to nearest even.
     unsafe fn to_floats(v: Self::Vector) -> Self::Floats;

@@ -1,5 +1,6 @@
 //! The 64-bit Arm levels.
 
+mod fours;
 mod neon;
 
 use super::level::level;

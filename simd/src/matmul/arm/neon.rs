@@ -6,6 +6,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
+use super::fours::fours;
 use crate::matmul::panels::Rows;
 use crate::matmul::simd::Simd;
 
@@ -53,6 +54,8 @@ impl<const DOT: bool, const PAIRS: bool> Simd for Neon<DOT, PAIRS> {
     type Vector = Four<uint8x16_t>;
     type Half = Two<uint8x16_t>;
     type Floats = Four<float32x4_t>;
+
+    fours!();
 
     const WIDE_OFFSET: i32 = 0;
     const PAIRS: bool = PAIRS;
@@ -465,6 +468,12 @@ impl<const DOT: bool, const PAIRS: bool> Simd for Neon<DOT, PAIRS> {
 unsafe fn ints(v: uint8x16_t) -> int32x4_t {
     // SAFETY: the caller has the instructions.
     unsafe { vreinterpretq_s32_u8(v) }
+}
+
+#[inline(always)]
+unsafe fn sum_of_ints(a: uint8x16_t, b: uint8x16_t) -> int32x4_t {
+    // SAFETY: the caller has the instructions.
+    unsafe { vaddq_s32(ints(a), ints(b)) }
 }
 
 #[inline(always)]

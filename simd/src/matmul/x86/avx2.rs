@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::fours;
 use crate::matmul::panels::Rows;
 use crate::matmul::simd::Simd;
 
@@ -27,6 +28,17 @@ const fn spread_bytes(low: i8, high: i8) -> [i8; 32] {
 const SPREAD: [[i8; 32]; 4] =
     [spread_bytes(0, 1), spread_bytes(2, 3), spread_bytes(4, 5), spread_bytes(6, 7)];
 
+/// Byte indices that repeat each byte of an int eight times.
+const EIGHT_TIMES: [i8; 32] = {
+    let mut indices = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        indices[i] = (i / 8) as i8;
+        i += 1;
+    }
+    indices
+};
+
 /// A window of this at `8 - count` masks the first `count` of eight lanes.
 const FIRST: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
 
@@ -42,6 +54,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type Vector = Two<__m256i>;
     type Half = __m256i;
     type Floats = Two<__m256>;
+
+    fours!();
 
     const WIDE_OFFSET: i32 = if VNNI { 128 } else { 0 };
 
@@ -70,6 +84,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     unsafe fn load_half(p: *const u8) -> __m256i {
         // SAFETY: the trait's promise.
         unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_halves(low: *const u8, high: *const u8) -> Two<__m256i> {
+        // SAFETY: the trait's promise.
+        unsafe { Two(_mm256_loadu_si256(low.cast()), _mm256_loadu_si256(high.cast())) }
     }
 
     #[inline(always)]
@@ -206,6 +226,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn sixteens(bits: u64) -> Two<__m256i> {
+        // SAFETY: the trait's promise.
+        unsafe { Two(sixteens_of_half(bits as u32), sixteens_of_half((bits >> 32) as u32)) }
+    }
+
+    #[inline(always)]
     unsafe fn upper_pairs<const PAIR: usize>(v: Two<__m256i>) -> Two<__m256i> {
         // SAFETY: the trait's promise.
         unsafe {
@@ -322,6 +348,15 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn totals_by_half(v: [Two<__m256i>; 4]) -> [__m128i; 2] {
+        // SAFETY: the trait's promise.
+        unsafe {
+            let [a, b, c, d] = v;
+            [super::totals_of_four([a.0, b.0, c.0, d.0]), super::totals_of_four([a.1, b.1, c.1, d.1])]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn to_floats(v: Two<__m256i>) -> Two<__m256> {
         each!(_mm256_cvtepi32_ps, v)
     }
@@ -421,6 +456,19 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     unsafe fn tree_sum(v: Two<__m256>) -> f32 {
         // SAFETY: the trait's promise.
         unsafe { super::tree_sum_of_eight(_mm256_add_ps(v.0, v.1)) }
+    }
+}
+
+/// 16 in byte `i` where bit `i` is set, else 0.
+#[inline(always)]
+unsafe fn sixteens_of_half(bits: u32) -> __m256i {
+    // SAFETY: the caller has the instructions; the tables have 32 bytes.
+    unsafe {
+        let bytes = _mm256_loadu_si256(EIGHT_TIMES.as_ptr().cast());
+        let bits = _mm256_shuffle_epi8(_mm256_set1_epi32(bits as i32), bytes);
+        let places = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
+        let set = _mm256_cmpeq_epi8(_mm256_and_si256(bits, places), places);
+        _mm256_and_si256(set, _mm256_set1_epi8(16))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::fours;
 use crate::matmul::panels::Rows;
 use crate::matmul::simd::Simd;
 
@@ -34,6 +35,8 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type Half = __m256i;
     type Floats = __m512;
 
+    fours!();
+
     const WIDE_OFFSET: i32 = if VNNI { 128 } else { 0 };
 
     #[inline(always)]
@@ -58,6 +61,15 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     unsafe fn load_half(p: *const u8) -> __m256i {
         // SAFETY: the trait's promise.
         unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_halves(low: *const u8, high: *const u8) -> __m512i {
+        // SAFETY: the trait's promise.
+        unsafe {
+            let low = _mm512_castsi256_si512(_mm256_loadu_si256(low.cast()));
+            _mm512_inserti64x4(low, _mm256_loadu_si256(high.cast()), 1)
+        }
     }
 
     #[inline(always)]
@@ -190,6 +202,12 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn sixteens(bits: u64) -> __m512i {
+        // SAFETY: the trait's promise.
+        unsafe { _mm512_maskz_mov_epi8(bits, _mm512_set1_epi8(16)) }
+    }
+
+    #[inline(always)]
     unsafe fn upper_pairs<const PAIR: usize>(v: __m512i) -> __m512i {
         // SAFETY: the trait's promise.
         unsafe {
@@ -310,6 +328,16 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn totals_by_half(v: [__m512i; 4]) -> [__m128i; 2] {
+        // SAFETY: the trait's promise.
+        unsafe {
+            let quarters = sums_of_quarters(v);
+            let halves = _mm512_add_epi32(quarters, _mm512_shuffle_i32x4(quarters, quarters, 0b10_11_00_01));
+            [_mm512_castsi512_si128(halves), _mm512_extracti32x4_epi32(halves, 2)]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn to_floats(v: __m512i) -> __m512 {
         // SAFETY: the trait's promise.
         unsafe { _mm512_cvtepi32_ps(v) }
@@ -391,6 +419,18 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
             let high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(v), 1));
             super::tree_sum_of_eight(_mm256_add_ps(_mm512_castps512_ps256(v), high))
         }
+    }
+}
+
+/// In each quarter, the sum of that quarter's ints of each.
+#[inline(always)]
+unsafe fn sums_of_quarters(v: [__m512i; 4]) -> __m512i {
+    // SAFETY: the caller has the instructions.
+    unsafe {
+        let [a, b, c, d] = v;
+        let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+        _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd))
     }
 }
 

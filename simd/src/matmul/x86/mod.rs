@@ -7,6 +7,65 @@ use std::arch::x86_64::*;
 
 use super::level::level;
 
+/// What both widths do with four floats or ints: part of their implementations of `Simd`, whose
+/// promise it relies on.
+macro_rules! fours {
+    () => {
+        type Four = __m128;
+        type FourInts = __m128i;
+
+        #[inline(always)]
+        unsafe fn four(value: f32) -> __m128 {
+            // SAFETY: the trait's promise.
+            unsafe { _mm_set1_ps(value) }
+        }
+
+        #[inline(always)]
+        unsafe fn four_ints(int: i32) -> __m128i {
+            // SAFETY: the trait's promise.
+            unsafe { _mm_set1_epi32(int) }
+        }
+
+        #[inline(always)]
+        unsafe fn load_four(p: *const f32) -> __m128 {
+            // SAFETY: the trait's promise.
+            unsafe { _mm_loadu_ps(p) }
+        }
+
+        #[inline(always)]
+        unsafe fn store_four(p: *mut f32, v: __m128) {
+            // SAFETY: the trait's promise.
+            unsafe { _mm_storeu_ps(p, v) }
+        }
+
+        #[inline(always)]
+        unsafe fn four_halves(p: [*const u8; 4]) -> __m128 {
+            // SAFETY: the trait's promise; the reads are unaligned.
+            unsafe {
+                let [a, b, c, d] = p.map(|p| p.cast::<i16>());
+                let mut halves = _mm_cvtsi32_si128(i32::from(a.read_unaligned()));
+                halves = _mm_insert_epi16::<1>(halves, i32::from(b.read_unaligned()));
+                halves = _mm_insert_epi16::<2>(halves, i32::from(c.read_unaligned()));
+                halves = _mm_insert_epi16::<3>(halves, i32::from(d.read_unaligned()));
+                _mm_cvtph_ps(halves)
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn add_four(a: __m128i, b: __m128i) -> __m128i {
+            // SAFETY: the trait's promise.
+            unsafe { _mm_add_epi32(a, b) }
+        }
+
+        #[inline(always)]
+        unsafe fn chain(chain: __m128, ints: __m128i, scales: __m128, x_scale: f32) -> __m128 {
+            // SAFETY: the trait's promise.
+            unsafe { _mm_fmadd_ps(_mm_cvtepi32_ps(ints), _mm_mul_ps(scales, _mm_set1_ps(x_scale)), chain) }
+        }
+    };
+}
+use fours;
+
 /// The sum of eight ints and of eight others.
 #[inline(always)]
 unsafe fn totals_of_eight(a: __m256i, b: __m256i) -> (i32, i32) {
@@ -16,6 +75,19 @@ unsafe fn totals_of_eight(a: __m256i, b: __m256i) -> (i32, i32) {
         let four = _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
         let sums = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0b10_11_00_01));
         (_mm_cvtsi128_si32(sums), _mm_extract_epi32(sums, 2))
+    }
+}
+
+/// The sum of the eight ints of each.
+#[inline(always)]
+unsafe fn totals_of_four(v: [__m256i; 4]) -> __m128i {
+    // SAFETY: the caller has AVX2.
+    unsafe {
+        let [a, b, c, d] = v;
+        let ab = _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+        let cd = _mm256_add_epi32(_mm256_unpacklo_epi32(c, d), _mm256_unpackhi_epi32(c, d));
+        let sums = _mm256_add_epi32(_mm256_unpacklo_epi64(ab, cd), _mm256_unpackhi_epi64(ab, cd));
+        _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1))
     }
 }
 
