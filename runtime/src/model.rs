@@ -53,6 +53,7 @@ pub enum ModelError {
 
 /// What there is to say about a loaded model.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ModelInfo {
     /// The name its files give, or that of the file.
     pub name: String,

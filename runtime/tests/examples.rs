@@ -1,15 +1,22 @@
 //! The examples run, on the built-in model. `cargo test` builds them beforehand.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// Runs an example and returns what it printed.
 fn run(name: &str, input: &str) -> String {
+    run_in(Path::new("."), name, input)
+}
+
+fn run_in(current: &Path, name: &str, input: &str) -> String {
     let this = std::env::current_exe().expect("a path");
     let folder = this.parent().and_then(|deps| deps.parent()).expect("a target folder");
     let path: PathBuf = folder.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
     let mut child = Command::new(&path)
+        .current_dir(current)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -20,6 +27,18 @@ fn run(name: &str, input: &str) -> String {
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{name}: {errors}");
     String::from_utf8(output.stdout).expect("text")
+}
+
+#[test]
+fn the_program_of_the_readme_answers() {
+    let readme = std::fs::read_to_string(Path::new(ROOT).join("README.md")).expect("the README");
+    let source = include_str!("../examples/readme.rs");
+    let (_, program) = source.split_once("\n\n").expect("a first line about the file");
+    assert!(readme.contains(program), "examples/readme.rs and the README have parted");
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = Path::new(ROOT).join("server/assets/delta-48m-Q4_K_M.gguf");
+    std::fs::copy(model, folder.path().join("model.gguf")).expect("a copy");
+    assert!(!run_in(folder.path(), "readme", "").is_empty());
 }
 
 #[test]

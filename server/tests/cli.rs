@@ -100,7 +100,7 @@ fn wrong_usage_is_2_and_failure_is_1() {
     let folder = tempfile::tempdir().unwrap();
     let garbage = folder.path().join("garbage.gguf");
     std::fs::write(&garbage, b"GGUF but not really").unwrap();
-    let cases: [(&[&str], i32, &str); 10] = [
+    let cases: [(&[&str], i32, &str); 11] = [
         (&["run", "x", "-p", "y"], 2, "cannot be used with"),
         (&["run", "x", "-n", "-7"], 2, "-n -7"),
         (&["run", "x", "--top-p", "2"], 2, "top_p"),
@@ -110,7 +110,8 @@ fn wrong_usage_is_2_and_failure_is_1() {
         (&["run", "x", "-m", "/no/such/file"], 1, "/no/such/file"),
         (&["run", "x", "-m", garbage.to_str().unwrap()], 1, "garbage.gguf"),
         (&["inspect", garbage.to_str().unwrap()], 1, "garbage.gguf"),
-        (&["run", "x", "-c", "4", "-n", "9"], 1, "exceed the context of 4"),
+        (&["run", "one two three four five", "-c", "4"], 1, "exceed the context of 4"),
+        (&["run", "--chat"], 2, "the prompt is empty"),
     ];
     for (arguments, code, message) in cases {
         let output = millpond(arguments);

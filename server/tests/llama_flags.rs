@@ -219,6 +219,8 @@ fn what_is_so_anyway_is_granted_in_silence() {
         &["--no-mmproj"],
         &["--no-context-shift"],
         &["--spec-default"],
+        &["--stdin"],
+        &["--no-penalize-nl"],
     ];
     for flags in granted {
         for verb in ["run", "serve"] {
@@ -263,6 +265,10 @@ fn what_means_nothing_here_is_dropped_and_named() {
         &["--spec-draft-p-min", "0.5"],
         &["--spec-ngram-mod-n-match", "24"],
         &["--no-warmup"],
+        &["--verbose-prompt"],
+        &["--memory-f32"],
+        &["--penalize-nl"],
+        &["-gqa", "8"],
     ];
     for flags in dropped {
         for verb in ["run", "serve"] {
@@ -293,6 +299,8 @@ fn what_would_change_the_answer_is_refused_with_a_reason() {
         "-hfd",
         "--prompt-cache",
         "-i",
+        "-ins",
+        "--tfs",
         "--in-prefix",
         "-mli",
         "--reasoning-budget-message",

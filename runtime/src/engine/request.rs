@@ -102,6 +102,7 @@ impl Request {
 
 /// The probability of a token where it stands.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct TokenLogprob {
     /// The token.
     pub id: u32,
@@ -128,6 +129,7 @@ pub enum FinishReason {
 
 /// What a request cost.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Usage {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
@@ -173,7 +175,8 @@ pub enum Event {
         /// Its probability, where asked for.
         logprob: Option<TokenLogprob>,
     },
-    /// The vector asked for.
+    /// The vector asked for: the pooled hidden states, as many values as the model is wide
+    /// ([`ModelSpec::hidden`](crate::model::ModelSpec::hidden)), not scaled to any length.
     Embedding(Vec<f32>),
     /// The end. Text that was held back in case it was the start of a stop text comes with it.
     Done {

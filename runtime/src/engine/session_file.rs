@@ -88,6 +88,7 @@ pub enum SessionError {
 
 /// A saved session, by its header alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SessionInfo {
     /// Its name.
     pub name: String,

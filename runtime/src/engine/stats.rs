@@ -13,6 +13,7 @@ pub enum SlotPhase {
 
 /// One running request.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SlotStats {
     /// [`super::Generation::id`].
     pub id: u64,
@@ -34,6 +35,7 @@ pub struct SlotStats {
 
 /// Counters since the start of an engine, and how it stands now.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Stats {
     /// Requests accepted.
     pub accepted: u64,

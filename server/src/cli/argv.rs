@@ -36,6 +36,13 @@ pub fn normalize(command: &Command, arguments: impl IntoIterator<Item = OsString
             line.arguments.extend(arguments);
             return line;
         }
+        Some("help") => {
+            // `help`, `help VERB`: as others spell it.
+            arguments.next();
+            line.arguments.extend(arguments.next());
+            line.arguments.push("--help".into());
+            return line;
+        }
         Some(option) if option.starts_with('-') => "run".to_owned(),
         Some(verb) => {
             let verb = verb.to_owned();
@@ -190,6 +197,8 @@ mod tests {
         assert_eq!(line("--model f.gguf").0, words("run --model f.gguf"));
         assert_eq!(line("inspect f.gguf").0, words("inspect f.gguf"));
         assert_eq!(line("--help").0, words("--help"));
+        assert_eq!(line("help").0, words("--help"));
+        assert_eq!(line("help serve").0, words("serve --help"));
         assert_eq!(line("").0, words(""));
     }
 

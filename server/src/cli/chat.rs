@@ -78,10 +78,13 @@ pub(crate) fn talk(settings: &ChatSettings) -> anyhow::Result<()> {
             Line::Say(text) => report(chat.ask(&text))?,
             Line::Leave => return Ok(()),
             Line::Edit => {
-                if let Some(text) = chat.take_question()
-                    && let Some(text) = prompt.edit("> ", &text)?
-                {
-                    report(chat.ask(&text))?;
+                let before = chat.messages.clone();
+                match chat.take_question() {
+                    None => report(Err(anyhow::anyhow!("there is no question to change")))?,
+                    Some(text) => match prompt.edit("> ", &text)? {
+                        Some(text) => report(chat.ask(&text))?,
+                        None => chat.messages = before,
+                    },
                 }
             }
             Line::Command { name, argument } => report(chat.command(name, argument))?,
@@ -228,9 +231,13 @@ struct Prompt {
 impl Prompt {
     fn new() -> anyhow::Result<Prompt> {
         let mut editor = DefaultEditor::new()?;
-        let history = history_file();
-        if let Some(path) = history.as_ref().filter(|path| path.exists()) {
-            editor.load_history(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let mut history = history_file();
+        if let Some(path) = history.take_if(|path| path.exists()) {
+            match editor.load_history(&path) {
+                Ok(()) => history = Some(path),
+                // A damaged file is left as it is; the conversation does not need it.
+                Err(error) => super::output::note!("millpond: no history: {}: {error}", path.display()),
+            }
         }
         Ok(Prompt { editor, history, warned: false })
     }
@@ -273,8 +280,11 @@ impl Prompt {
 
     fn remember(&mut self, text: &str) -> anyhow::Result<()> {
         let added = self.editor.add_history_entry(text)?;
-        if let Some(path) = self.history.as_ref().filter(|_| added) {
-            self.editor.append_history(path).with_context(|| format!("cannot write {}", path.display()))?;
+        if let Some(path) = self.history.take_if(|_| added) {
+            match self.editor.append_history(&path) {
+                Ok(()) => self.history = Some(path),
+                Err(error) => super::output::note!("millpond: no history: {}: {error}", path.display()),
+            }
         }
         Ok(())
     }

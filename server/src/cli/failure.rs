@@ -40,7 +40,8 @@ pub fn report(error: &anyhow::Error) {
     }
 }
 
-/// An error and its causes on one line. Many errors tell their cause themselves: it is not told twice.
+/// An error and its causes on one line. Many errors tell their cause themselves, or name the file again: neither is told
+/// twice.
 #[must_use]
 pub fn text(error: &anyhow::Error) -> String {
     error.chain().fold(String::new(), |mut text, cause| {
@@ -48,8 +49,9 @@ pub fn text(error: &anyhow::Error) -> String {
         if text.is_empty() {
             text = cause;
         } else if !text.contains(&cause) {
+            let news = cause.split_once(": ").filter(|(file, _)| text.ends_with(file)).map(|(_, news)| news);
             text.push_str(": ");
-            text.push_str(&cause);
+            text.push_str(news.unwrap_or(&cause));
         }
         text
     })
@@ -73,6 +75,8 @@ mod tests {
         assert_eq!(text(&error), "cannot read x: disk on fire");
         let error = anyhow::Error::new(cause()).context("cannot read x");
         assert_eq!(text(&error), "cannot read x: disk on fire");
+        let error = anyhow::Error::msg("a/x.gguf: disk on fire").context("cannot load a/x.gguf");
+        assert_eq!(text(&error), "cannot load a/x.gguf: disk on fire");
     }
 
     #[test]

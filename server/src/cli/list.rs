@@ -31,7 +31,7 @@ pub(crate) fn run(args: &ListArgs) -> anyhow::Result<()> {
     }
     rows.extend(models::own_models().into_iter().map(|model| Row { model, from: "folder", checked: None }));
     if args.json {
-        let rows: Vec<_> = rows.iter().map(Row::json).collect();
+        let rows: Vec<_> = rows.iter().map(Row::json).chain([built_in_json()]).collect();
         output::line(&serde_json::to_string_pretty(&rows)?)?;
     } else {
         print(&rows, args.verify)?;
@@ -95,6 +95,18 @@ impl Row {
         cells.push(self.model.path.display().to_string());
         cells
     }
+}
+
+/// The model that is part of the program: it has no path.
+fn built_in_json() -> serde_json::Value {
+    json!({
+        "name": built_in::NAME,
+        "path": null,
+        "bytes": built_in::bytes().len(),
+        "modified": null,
+        "from": "program",
+        "intact": null,
+    })
 }
 
 fn print(rows: &[Row], verify: bool) -> anyhow::Result<()> {

@@ -54,6 +54,7 @@ pub(super) const GRANTED: &[(&[&str], Value)] = &[
     (&["-e", "--escape", "--no-log-prefix", "--no-log-timestamps", "--no-log-jsonl"], Value::None),
     (&["--no-mmproj", "--no-mmproj-auto", "--no-agent", "-no-ag", "--no-ui-mcp-proxy"], Value::None),
     (&["--spec-default", "--no-skip-chat-parsing", "--prefill-assistant"], Value::None),
+    (&["--stdin", "--no-bos", "-ndio", "--no-direct-io", "--no-penalize-nl"], Value::None),
 ];
 
 /// Options that change nothing here.
@@ -111,6 +112,13 @@ pub(super) const OBSOLETE: &[(&[&str], Value)] = &[
     (&["--spec-ngram-mod-n-match", "--spec-ngram-simple-size-n", "--spec-ngram-simple-size-m"], Value::One),
     (&["--spec-ngram-simple-min-hits", "--spec-ngram-size-n", "--spec-ngram-size-m"], Value::One),
     (&["--spec-ngram-min-hits"], Value::One),
+    (&["--verbose-prompt", "-dio", "--direct-io"], Value::None),
+    // Of older versions, as guides still have them.
+    (
+        &["--memory-f32", "--penalize-nl", "--mul-mat-q", "-nommq", "--no-mul-mat-q", "--low-vram"],
+        Value::None,
+    ),
+    (&["-gqa", "--gqa", "-eps", "--rms-norm-eps"], Value::One),
 ];
 
 /// Options whose absence would change what comes out, or that ask for what is done in another way here.
@@ -158,7 +166,12 @@ const REFUSED: &[(&[&str], &str)] = &[
         &["--prompt-cache", "--prompt-cache-all", "--prompt-cache-ro"],
         "`millpond session save` and `session load` keep the state behind a text",
     ),
-    (&["-i", "--interactive", "-if", "--interactive-first"], "`millpond chat` is a conversation"),
+    (
+        &["-i", "--interactive", "-if", "--interactive-first", "-ins", "--instruct"],
+        "`millpond chat` is a conversation",
+    ),
+    (&["--tfs", "--top-a"], "this sampler is not supported; --samplers lists those that are"),
+    (&["-pg"], "reading and writing are measured apart: -p and -n"),
     (
         &["--in-prefix", "--in-suffix", "--in-prefix-bos"],
         "a conversation follows a template: --chat-template",

@@ -26,8 +26,9 @@ pub(crate) fn run(args: &LogitsArgs) -> anyhow::Result<()> {
     }
     let mut evaluator = Evaluator::new(&model, &compute, ids.len().max(model.spec.context))?;
     let mut output = TensorFile::create(&args.output, ids.len(), model.spec.vocab)?;
-    evaluator.logits(&ids, 0, |_, row| output.row(row))?;
-    output.finish().with_context(|| format!("cannot write {}", args.output.display()))
+    let failed = || format!("cannot write {}", args.output.display());
+    evaluator.logits(&ids, 0, |_, row| output.row(row)).with_context(failed)?;
+    output.finish().with_context(failed)
 }
 
 fn token_ids(args: &LogitsArgs, model: &Model) -> anyhow::Result<Vec<u32>> {

@@ -29,6 +29,11 @@ impl Progress {
         progress
     }
 
+    /// What is at hand now.
+    pub(crate) fn say(&self, what: String) {
+        self.bar.set_message(what);
+    }
+
     /// Something counted in `unit`s, `total` of them.
     #[must_use]
     pub(crate) fn counted(what: &str, total: u64, unit: &str) -> Progress {

@@ -25,6 +25,9 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let mut chosen = args.settings.clone();
     chosen.model.model = chosen.model.model.or(named);
     let Some(text) = prompt(args, words)? else { return chat::talk(&chosen) };
+    if text.is_empty() && is_chat(args) {
+        return Err(usage("the prompt is empty"));
+    }
     let compute = Compute::new(&chosen.compute, KvType::F16)?;
     let grammar = constraint::source(&chosen.constraint)?;
     let (model, draft) = settings::load_with_draft(&chosen.model, &chosen.speculation)?;
@@ -53,12 +56,22 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     if interrupt.pressed() { Err(Interrupted.into()) } else { Ok(()) }
 }
 
-/// Hands a request to the engine; one that makes no sense is wrong usage.
+/// Hands a request to the engine; one that makes no sense is wrong usage. An answer that may be longer than the context
+/// ends where that is full, as in llama.cpp, with a word about it.
 ///
 /// # Errors
 /// What the engine says.
 pub(crate) fn submit(engine: &Engine, request: Request) -> anyhow::Result<Generation> {
-    engine.handle().submit(request).map_err(|error| match error {
+    let whole = Request { max_tokens: None, ..request.clone() };
+    let submitted = match engine.handle().submit(request) {
+        Err(SubmitError::PromptTooLong { prompt, max_tokens, context }) if prompt < context => {
+            let room = context - prompt;
+            output::note!("millpond: {room} tokens fit the context of {context}, not {max_tokens}");
+            engine.handle().submit(whole)
+        }
+        other => other,
+    };
+    submitted.map_err(|error| match error {
         SubmitError::Invalid(message) => usage(message),
         other => other.into(),
     })

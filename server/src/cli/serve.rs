@@ -9,6 +9,7 @@ use anyhow::Context;
 use millpond::engine::{Engine, EngineOptions, SpecMode};
 use millpond::state::memory::KvType;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use super::args::{CompatName, ModelArgs, ReasoningArgs, ServeArgs, SpeculationArgs};
@@ -180,6 +181,8 @@ async fn serve(
     tls: Option<Tls>,
     pool: Pool,
 ) -> anyhow::Result<()> {
+    // Before anybody learns that there is a server to be stopped.
+    let mut stops = Stops::new()?;
     let (listener, shown) = listen(args, &mut config, tls.is_some()).await?;
     let state = AppState::with_pool(config, pool);
     let app = crate::http::app(state.clone());
@@ -197,7 +200,7 @@ async fn serve(
     let loading = tokio::task::spawn_blocking(move || pool.load_own());
     let handle = tokio::select! {
         loaded = loading => loaded.context("loading failed")??,
-        signal = signal() => { signal?; return Ok(()) }
+        () = stops.next() => return Ok(()),
     };
     if let Some(handle) = handle {
         super::output::note!(
@@ -209,12 +212,12 @@ async fn serve(
     if let Some(folder) = &args.models_dir {
         super::output::note!("millpond: serving the models in {} as they are asked for", folder.display());
     }
-    signal().await?;
+    stops.next().await;
     super::output::note!("millpond: stopping; once more to stop at once");
     stop.send_replace(true);
     tokio::select! {
         served = serving => served.context("the server failed")?,
-        signal = signal() => signal?,
+        () = stops.next() => {}
     }
     Ok(())
 }
@@ -314,13 +317,24 @@ fn mebibytes(count: usize) -> usize {
     count.saturating_mul(1 << 20)
 }
 
-/// Returns when the process is asked to end.
-async fn signal() -> anyhow::Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut terminate = signal(SignalKind::terminate()).context("cannot handle signals")?;
-    tokio::select! {
-        pressed = tokio::signal::ctrl_c() => pressed.context("cannot handle Ctrl-C"),
-        _ = terminate.recv() => Ok(()),
+/// The ways a process is asked to end; none is missed from when this exists.
+struct Stops {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stops {
+    fn new() -> anyhow::Result<Stops> {
+        let listen = |kind| signal(kind).context("cannot handle signals");
+        Ok(Stops { interrupt: listen(SignalKind::interrupt())?, terminate: listen(SignalKind::terminate())? })
+    }
+
+    /// Returns when the process is asked to end.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The command line checked and resolved: what the commands work with.
 
 use std::io::Read;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +20,7 @@ use millpond_simd::Isa;
 
 use super::args::{ArithmeticName, CacheType, ComputeArgs, DeviceName, LoadMode, ModelArgs, SpeculationArgs};
 use super::failure::usage;
+use super::output;
 use super::progress::Progress;
 use crate::built_in;
 
@@ -43,12 +45,7 @@ pub fn load_model(args: &ModelArgs) -> anyhow::Result<Arc<Model>> {
     let started = std::time::Instant::now();
     let located = super::models::locate(args)?;
     let model = match &located {
-        Some(path) => {
-            let waiting = Progress::waiting(&format!("loading {}", path.display()));
-            let model = load_file(path, args);
-            drop(waiting);
-            model.with_context(|| format!("cannot load {}", path.display()))?
-        }
+        Some(path) => load_file(path, args).with_context(|| format!("cannot load {}", path.display()))?,
         None if args.mtp.is_some() => {
             return Err(usage("a prediction head needs the model it belongs to (-m)"));
         }
@@ -74,8 +71,14 @@ fn locks(args: &ModelArgs) -> bool {
 /// Loads a file or folder. Where the system does not let it be locked, it is used without, with a word about the limit.
 fn load_file(path: &Path, args: &ModelArgs) -> Result<Arc<Model>, ModelError> {
     let no_mmap = args.no_mmap || args.load_mode == Some(LoadMode::None);
-    let options =
-        LoadOptions { no_mmap, mtp: args.mtp.clone(), mlock: locks(args), ..LoadOptions::default() };
+    let progress = Some(shown_progress(path));
+    let options = LoadOptions {
+        no_mmap,
+        mtp: args.mtp.clone(),
+        mlock: locks(args),
+        progress,
+        ..LoadOptions::default()
+    };
     match Model::load(path, &options) {
         Err(error) if is_refused_lock(&error) => {
             let limit = super::machine::lock_limit();
@@ -86,6 +89,22 @@ fn load_file(path: &Path, args: &ModelArgs) -> Result<Arc<Model>, ModelError> {
         }
         other => other,
     }
+}
+
+/// Shows that a file is being loaded, and how much of it has been read; a mapped one is there at once. It leaves the screen
+/// when the loading options do.
+fn shown_progress(path: &Path) -> millpond::model::Progress {
+    let what = format!("loading {}", path.display());
+    let shown = Progress::waiting(&what);
+    millpond::model::Progress::new(move |loaded| {
+        if loaded.done < loaded.total {
+            let (done, total) = (output::bytes(loaded.done), output::bytes(loaded.total));
+            shown.say(format!("{what}: {done} of {total}"));
+        } else {
+            shown.say(what.clone());
+        }
+        ControlFlow::Continue(())
+    })
 }
 
 fn is_refused_lock(error: &ModelError) -> bool {

@@ -132,7 +132,8 @@ mod tests {
 
     #[test]
     fn a_prompt_with_several_answers_counts_once() {
-        let usage = Usage { prompt_tokens: 10, completion_tokens: 3, cached_tokens: 4, ..Usage::default() };
+        let mut usage = Usage::default();
+        (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) = (10, 3, 4);
         let mut totals = Totals::default();
         totals.add(&usage, false);
         totals.add(&usage, true);

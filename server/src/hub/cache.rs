@@ -198,11 +198,7 @@ impl Cache {
             return Ok(freed);
         }
         if !repository.is_dir() {
-            return Err(HubError::NoFile {
-                model: model.repository(),
-                wanted: "files on this machine".to_owned(),
-                there: "nothing".to_owned(),
-            });
+            return Err(HubError::NotHere(model.repository()));
         }
         let blobs = repository.join("blobs");
         let bytes = names(&blobs).iter().map(|name| size(&blobs.join(name))).sum();

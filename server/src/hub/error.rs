@@ -24,6 +24,8 @@ pub enum HubError {
     Forbidden(String),
     #[error("the hub's list of files of {model} cannot be used: {reason}")]
     Listing { model: String, reason: String },
+    #[error("there is no model {0} on this machine; `millpond list` shows what there is")]
+    NotHere(String),
     #[error("{model} has no {wanted}; there is {there}")]
     NoFile { model: String, wanted: String, there: String },
     #[error(

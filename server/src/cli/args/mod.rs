@@ -1,6 +1,9 @@
 //! The command line as typed. Nothing here is checked beyond its form: see [`super::settings`].
 //! One file for each group of options; a verb's file flattens the groups it takes.
 
+// These comments are help texts too, shown on terminals as they are.
+#![allow(rustdoc::bare_urls)]
+
 mod bench;
 mod chat;
 mod common;

@@ -12,9 +12,12 @@ pub struct PackArgs {
     /// GGUF file or Hugging Face folder
     #[arg(value_name = "IN")]
     pub input: PathBuf,
+    /// The packed file to write; IN with the ending .mill if absent
+    #[arg(value_name = "OUT")]
+    pub target: Option<PathBuf>,
     /// The packed file to write
-    #[arg(short, long, value_name = "OUT")]
-    pub output: PathBuf,
+    #[arg(short, long, value_name = "OUT", conflicts_with = "target")]
+    pub output: Option<PathBuf>,
     /// Q4_0, Q4_K_M, Q5_K_M, Q6_K, Q8_0, F16, BF16 or F32; as it is if absent
     #[arg(long = "type", value_name = "TYPE")]
     pub kind: Option<String>,

@@ -24,6 +24,9 @@ pub struct TokenizeArgs {
     /// Print the ids alone, as a JSON list
     #[arg(long)]
     pub ids: bool,
+    /// Print ids and texts as JSON
+    #[arg(long, conflicts_with_all = ["ids", "show_count"])]
+    pub json: bool,
     /// Print the number of tokens alone
     #[arg(long, conflicts_with = "ids")]
     pub show_count: bool,
