@@ -58,6 +58,15 @@ fn an_allowed_page_gets_its_answer_and_its_preflight() {
         "{answer}"
     );
     server.post_with("/tokenize", &[TYPE, ("origin", "https://other.example")], "{}").refused(403);
+    // Pages of the wide net ask for more than an origin before they reach into a home.
+    let foreign = format!(
+        "OPTIONS /completion HTTP/1.1\r\nhost: {}\r\norigin: https://other.example\r\n\
+         access-control-request-method: POST\r\naccess-control-request-private-network: true\r\n\
+         connection: close\r\n\r\n",
+        server.address
+    );
+    let answer = server.raw(foreign.as_bytes()).to_ascii_lowercase();
+    assert!(answer.starts_with("http/1.1 403") && !answer.contains("access-control-allow"), "{answer}");
 }
 
 #[test]
@@ -122,6 +131,84 @@ fn bodies_are_bounded_in_size_depth_and_kind() {
     }
     let deep = format!("{{\"content\": {}", "[".repeat(2000));
     server.post_with("/tokenize", &[TYPE], &deep).refused(400);
+    let shallow = format!("{{\"content\": \"x\", \"y\": {}{}}}", "[".repeat(10), "]".repeat(10));
+    assert_eq!(server.post_with("/tokenize", &[TYPE], &shallow).status, 200, "nested, but not deep");
+}
+
+#[test]
+fn large_bodies_of_every_shape_are_taken_or_refused_in_time() {
+    let server = Server::start();
+    let deep = |depth: usize| format!("{{\"content\": {}", "[".repeat(depth));
+    for depth in [10_000, 100_000] {
+        server.post_with("/tokenize", &[TYPE], &deep(depth)).refused(400);
+    }
+    for depth in [128, 10_000, 100_000] {
+        let messages = format!("{{\"messages\": {}1{}}}", "[".repeat(depth), "]".repeat(depth));
+        server.post_with("/v1/chat/completions", &[TYPE], &messages).refused(400);
+    }
+    let keys: Vec<String> = (0..600_000).map(|key| format!("\"{key}\":0")).collect();
+    let keys = format!("{{\"content\": \"x\", {}}}", keys.join(","));
+    assert_eq!(server.post_with("/tokenize", &[TYPE], &keys).status, 200, "unknown fields are ignored");
+    let frame = "{\"content\": \"x\"}".len();
+    let body = |length: usize| format!("{{\"content\": \"x\"{}}}", " ".repeat(length - frame));
+    assert_eq!(server.post_with("/tokenize", &[TYPE], &body(8 << 20)).status, 200);
+    // Refused by what it announces: nobody has to read it first.
+    let head = format!(
+        "POST /tokenize HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        server.address,
+        (8 << 20) + 1
+    );
+    assert!(server.raw(head.as_bytes()).starts_with("HTTP/1.1 413"));
+}
+
+#[test]
+fn a_body_that_trickles_in_is_given_up() {
+    let config = ServerConfig { body_time: Duration::from_millis(300), ..config() };
+    let server = Server::with(config, EngineOptions::default());
+    let mut slow = server.connect();
+    let head = format!(
+        "POST /tokenize HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: 50\r\n\r\n",
+        server.address
+    );
+    slow.write_all(head.as_bytes()).unwrap();
+    let mut answer = String::new();
+    let mut reader = slow.try_clone().unwrap();
+    let trickle = std::thread::spawn(move || {
+        // Fewer bytes than announced, however long it takes.
+        for _ in 0..40 {
+            if slow.write_all(b" ").is_err() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    // The connection is of no more use, so it is closed; a reset may cut what comes after the answer.
+    let _ended = reader.read_to_string(&mut answer);
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    trickle.join().unwrap();
+}
+
+/// A stream whose reader has stopped is kept as long as it may stall, and holds no more than its channel.
+#[test]
+fn a_reader_that_stops_is_dropped_and_its_work_ends() {
+    let _turn = alone();
+    let config = ServerConfig { stall_time: Duration::from_millis(500), ..config() };
+    let options = EngineOptions { stall_timeout: Duration::from_millis(500), ..EngineOptions::default() };
+    let server = Server::with(config, options);
+    // So much comes with each token that the system's buffers do not hold the answer.
+    let body =
+        json!({"prompt": "Once", "n_predict": 3800, "ignore_eos": true, "stream": true, "n_probs": 64});
+    let body = body.to_string();
+    let mut socket = server.connect();
+    let head = format!(
+        "POST /completion HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        server.address,
+        body.len()
+    );
+    socket.write_all((head + &body).as_bytes()).unwrap();
+    eventually("it is given up", || server.stats().cancelled == 1);
+    assert_eq!((server.stats().reserved_bytes, server.stats().completed), (0, 0));
+    drop(socket);
 }
 
 #[test]
@@ -168,6 +255,38 @@ fn parameters_out_of_range_are_refused_and_nothing_breaks() {
         request[field] = value;
         server.post("/v1/completions", &request).ok();
     }
+    for (field, value) in [
+        ("n_predict", json!(-2)),
+        ("id_slot", json!(-2)),
+        ("n_probs", json!(1_000_000)),
+        ("n_probs", json!(-1)),
+        ("prompt", json!(vec![5; 4096])),
+        ("temperature", json!("NaN")),
+    ] {
+        let mut request = json!({"prompt": "Once", "n_predict": 1});
+        request[field] = value.clone();
+        let reply = server.post("/completion", &request);
+        assert_eq!(reply.status, 400, "{field}: {}", reply.text);
+    }
+    for (field, value) in [
+        ("n_discard", json!(-5)),
+        ("n_keep", json!(-1)),
+        ("n_predict", json!(0)),
+        ("stop", json!([""])),
+        ("temperature", json!(-0.0)),
+        ("id_slot", json!(-1)),
+    ] {
+        let mut request = json!({"prompt": "Once", "n_predict": 1});
+        request[field] = value.clone();
+        let reply = server.post("/completion", &request);
+        assert!(matches!(reply.status, 200 | 400), "{field}: {}", reply.text);
+    }
+    for messages in
+        [json!([]), json!([{"role": "wizard", "content": "x"}]), json!([{"content": "x"}]), json!([5])]
+    {
+        let reply = server.post("/v1/chat/completions", &json!({"messages": messages, "max_tokens": 1}));
+        assert_eq!(reply.status, 400, "{messages}: {}", reply.text);
+    }
     let tools: Vec<Value> =
         (0..10_000).map(|index| json!({"function": {"name": index.to_string()}})).collect();
     let request = json!({"messages": [{"role": "user", "content": "x"}], "tools": tools, "max_tokens": 1});
@@ -184,6 +303,8 @@ fn grammars_that_ask_too_much_are_refused_in_time() {
     cyclic["$defs"] = json!({"a": {"$ref": "#/$defs/a"}});
     let wishes = [
         ("grammar", json!(nested)),
+        ("grammar", json!("root ::= root")),
+        ("grammar", json!("root ::= missing")),
         ("grammar", json!("root ::= \"a\"{1,100000}{1,100000}")),
         ("json_schema", json!({"enum": values})),
         ("json_schema", cyclic),
@@ -199,6 +320,18 @@ fn grammars_that_ask_too_much_are_refused_in_time() {
         assert!(reply.status == 400 || reply.status == 413, "{field}: {} {}", reply.status, reply.text);
     }
     assert_eq!(server.stats().generated_tokens, 0, "nothing was generated without its constraint");
+    // What a backtracking matcher would take for ever on is no danger to one that does not.
+    let wish = json!({"prompt": "Once", "max_tokens": 24, "regex": "(a+)+$"});
+    let text = server.post("/v1/completions", &wish).ok()["choices"][0]["text"].clone();
+    assert!(text.as_str().unwrap().bytes().all(|byte| byte == b'a'), "{text}");
+    let left = json!({"prompt": "Once", "max_tokens": 8, "grammar": "root ::= root \"a\" | \"b\""});
+    let reply = server.post("/v1/completions", &left);
+    if reply.status == 200 {
+        let text = reply.json()["choices"][0]["text"].as_str().unwrap().to_owned();
+        assert!(text.starts_with('b') && text[1..].bytes().all(|byte| byte == b'a'), "{text}");
+    } else {
+        reply.refused(400);
+    }
 }
 
 /// Heads that a careful server refuses or closes on, and after which it still serves others.
@@ -219,6 +352,13 @@ fn malformed_requests_are_refused() {
         with("POST /tokenize HTTP/1.1", &format!("content-length: -5\r\n\r\n{body}")),
         with("POST /tokenize HTTP/1.1", &format!("content-length: 16\r\ncontent-length: 5\r\n\r\n{body}")),
         with("POST /tokenize HTTP/1.1", &format!("content-length: +16\r\n\r\n{body}")),
+        with("POST /tokenize HTTP/1.1", &format!("content-length: 9\r\n\r\n{body}")),
+        with("POST /tokenize HTTP/1.1", "transfer-encoding: gzip, x\r\n\r\nx"),
+        with("GET /health HTTP/1.1", "x: a\r\n folded\r\n"),
+        with("GET /health HTTP/1.1", "x: a\rb\r\n"),
+        with("GET /health HTTP/1.1", "x\u{e9}: a\r\n"),
+        with("GET /health HTTP/1.1", "x : a\r\n"),
+        "GET /health\r\n\r\n".to_owned(),
         with("GET /health HTTP/3.7", ""),
         "GET /health HTTP/1.1\r\nconnection: close\r\n\r\n".to_owned(),
         format!("GET /health HTTP/1.1\r\nhost: {host}\r\nhost: evil.example\r\nconnection: close\r\n\r\n"),
@@ -318,9 +458,30 @@ fn requests_in_a_row_on_one_connection_are_answered_in_order() {
         let end = if last { "connection: close\r\n" } else { "" };
         format!("GET {path} HTTP/1.1\r\nhost: {}\r\n{end}\r\n", server.address)
     };
-    let mut requests: String = (0..200).map(|_| one("/health", false)).collect();
+    let mut requests: String = (0..1000).map(|_| one("/health", false)).collect();
     requests.push_str(&one("/nowhere", true));
     let answer = server.raw(requests.as_bytes());
-    assert_eq!(answer.matches("HTTP/1.1 200").count(), 200);
+    assert_eq!(answer.matches("HTTP/1.1 200").count(), 1000);
     assert_eq!(answer.matches("HTTP/1.1 404").count(), 1);
+}
+
+/// A proxy that goes by the length and a server that goes by the chunks must not come to see two requests where the other
+/// sees one: such a request is the last of its connection.
+#[test]
+fn a_request_with_two_lengths_is_the_last_of_its_connection() {
+    let server = Server::start();
+    for headers in
+        ["content-length: 3\r\ntransfer-encoding: chunked", "transfer-encoding: chunked\r\ncontent-length: 3"]
+    {
+        let body = "{\"content\": \"x\"}";
+        let answer = server.raw(
+            format!(
+                "POST /tokenize HTTP/1.1\r\nhost: {0}\r\ncontent-type: application/json\r\n{headers}\r\n\r\n\
+                 10\r\n{body}\r\n0\r\n\r\nGET /health HTTP/1.1\r\nhost: {0}\r\nconnection: close\r\n\r\n",
+                server.address
+            )
+            .as_bytes(),
+        );
+        assert!(answer.matches("HTTP/1.1 ").count() <= 1, "{answer}");
+    }
 }

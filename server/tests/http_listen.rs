@@ -1,67 +1,8 @@
 //! The binary as a server: sockets, signals, what it prints.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, ChildStderr, Command, Stdio};
+mod common;
 
-/// A running `millpond serve`.
-struct Process {
-    child: Child,
-    stderr: BufReader<ChildStderr>,
-}
-
-impl Process {
-    fn start(arguments: &[&str]) -> Process {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_millpond"))
-            .arg("serve")
-            .args(arguments)
-            .env_clear()
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        Process { child, stderr }
-    }
-
-    /// Reads lines until one holds `text`, and returns it.
-    fn line_with(&mut self, text: &str) -> String {
-        loop {
-            let mut line = String::new();
-            assert!(self.stderr.read_line(&mut line).unwrap() > 0, "ended before it said {text:?}");
-            if line.contains(text) {
-                return line;
-            }
-        }
-    }
-
-    fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
-        assert!(status.unwrap().success());
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _killed = self.child.kill();
-        let _status = self.child.wait();
-    }
-}
-
-fn exchange(mut stream: impl Read + Write, request: &str) -> String {
-    stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
-}
-
-fn completion(host: &str, tokens: usize) -> String {
-    let body = format!("{{\"prompt\": \"Once\", \"max_tokens\": {tokens}, \"ignore_eos\": true}}");
-    format!(
-        "POST /v1/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n\
-         content-length: {}\r\nconnection: close\r\n\r\n{body}",
-        body.len()
-    )
-}
+use common::process::{Process, completion, exchange};
 
 #[cfg(unix)]
 #[test]
@@ -93,14 +34,14 @@ fn asked_to_end_it_finishes_what_runs_and_says_what_each_request_may_hold() {
     assert!(line.contains("pond") && line.contains("1024 tokens for each request"), "{line}");
     let connect = || std::net::TcpStream::connect(&address).unwrap();
     let running = connect();
-    let request = completion(&address, 700);
+    let request = completion(&address, 300);
     let reader = std::thread::spawn(move || exchange(running, &request));
     let slots = format!("GET /slots HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
     while !exchange(connect(), &slots).contains("\"is_processing\":true") {}
     server.signal("TERM");
     server.line_with("stopping");
     let answer = reader.join().unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"completion_tokens\":700"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("\"completion_tokens\":300"), "{answer}");
     assert!(server.child.wait().unwrap().success());
     assert!(std::net::TcpStream::connect(&address).is_err());
 }

@@ -217,3 +217,43 @@ fn streams_go_on_while_a_long_prompt_is_read() {
     }
     eventually("they are gone", || server.stats().slots.is_empty());
 }
+
+/// Jain's index of fairness: 1 where all have the same.
+fn fairness(shares: &[usize]) -> f64 {
+    let sum: f64 = shares.iter().map(|&share| share as f64).sum();
+    let squares: f64 = shares.iter().map(|&share| (share as f64).powi(2)).sum();
+    sum * sum / (shares.len() as f64 * squares)
+}
+
+#[test]
+fn equal_streams_get_equal_shares() {
+    let _turn = alone();
+    let server = Server::start();
+    let sockets: Vec<TcpStream> = (0..8)
+        .map(|i| {
+            let body = json!({"prompt": format!("Frog {i} said"), "max_tokens": 1500, "ignore_eos": true});
+            send(&server, "/v1/completions", &body)
+        })
+        .collect();
+    eventually("all of them generate", || {
+        server.stats().slots.iter().filter(|slot| slot.generated > 0).count() == 8
+    });
+    let of = || -> Vec<(u64, usize)> {
+        server.stats().slots.iter().map(|slot| (slot.id, slot.generated)).collect()
+    };
+    let before = of();
+    let mut after = before.clone();
+    eventually("some time has passed", || {
+        let now = of();
+        let full = now.len() == 8;
+        if full {
+            after = now;
+        }
+        !full || after[0].1 > before[0].1 + 100
+    });
+    let shares: Vec<usize> = before.iter().zip(&after).map(|(before, after)| after.1 - before.1).collect();
+    assert!(before.iter().zip(&after).all(|(before, after)| before.0 == after.0));
+    assert!(shares.iter().sum::<usize>() > 0 && fairness(&shares) >= 0.9, "{shares:?}");
+    drop(sockets);
+    eventually("they are gone", || server.stats().slots.is_empty());
+}

@@ -234,6 +234,27 @@ fn health_readiness_metrics_and_slots_tell_how_it_stands() {
     let metrics = server.get("/metrics");
     assert_eq!(metrics.status, 200);
     assert!(metrics.text.contains("\nmillpond_generated_tokens_total 3\n"), "{}", metrics.text);
+    let value = |name: &str| {
+        let line = metrics.text.lines().find_map(|line| line.strip_prefix(&format!("llamacpp:{name} ")));
+        line.unwrap_or_else(|| panic!("no {name} in {}", metrics.text)).parse::<f64>().unwrap()
+    };
+    // llama-server's own test of its metrics asks for these.
+    for name in [
+        "prompt_tokens_cached_total",
+        "prompt_seconds_total",
+        "tokens_predicted_seconds_total",
+        "spec_decode_num_draft_tokens_total",
+        "spec_decode_num_accepted_tokens_total",
+        "spec_decode_num_drafts_total",
+        "requests_processing",
+        "requests_deferred",
+    ] {
+        assert!(value(name) >= 0.0, "{name}");
+    }
+    assert_eq!((value("prompt_tokens_total"), value("tokens_predicted_total")), (1.0, 3.0));
+    assert_eq!(value("n_busy_slots_per_decode"), 1.0, "it was alone");
+    assert!(value("n_tokens_max") >= 3.0 && value("n_decode_total") >= 1.0);
+    assert!(value("prompt_tokens_seconds") > 0.0 && value("predicted_tokens_seconds") > 0.0);
     let slots = server.get("/slots").ok();
     assert_eq!(slots.as_array().unwrap().len(), server.stats().max_running);
     let props = server.get("/props").ok();

@@ -236,6 +236,38 @@ fn absurd_numbers_are_refused_before_memory_is_taken() {
     }
 }
 
+/// Whoever comes second waits for nobody and is told so; what lies there is always one of the two, whole.
+#[test]
+fn two_who_save_under_one_name_do_not_mix() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let writers: Vec<Engine> = [1, 2]
+        .map(|token| {
+            let engine = engine(&golden_model("qwen35-dense"), in_folder(folder.path()));
+            answer(&engine, named(greedy(&[token; 120], 2), "own"));
+            engine
+        })
+        .into();
+    writers[0].handle().save_session("own", "shared").expect("saved");
+    let reader = engine(&golden_model("qwen35-dense"), in_folder(folder.path()));
+    std::thread::scope(|scope| {
+        for writer in &writers {
+            scope.spawn(|| {
+                for _ in 0..40 {
+                    match writer.handle().save_session("own", "shared") {
+                        Ok(_) | Err(SessionError::Busy(_)) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            });
+        }
+        for _ in 0..40 {
+            let tokens = reader.handle().load_session("shared", "shared").expect("a whole file");
+            assert!(tokens.len() == 121 && tokens[..120].iter().all(|&token| token == tokens[0]));
+        }
+    });
+    assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1, "nothing lies beside it");
+}
+
 /// Saves over and over until it is killed; run as a process of its own by the test below.
 fn save_for_ever(folder: &Path) {
     let engine = engine(&golden_model("qwen35-dense"), in_folder(folder));

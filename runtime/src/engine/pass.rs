@@ -73,6 +73,7 @@ impl Worker {
         let depths = of_prompts(true).map(|lane| lane.rows * lane.sequence.position()).sum::<usize>();
         let depth = depths / slice.max(1);
         let read: Vec<usize> = of_prompts(true).map(|lane| lane.stream).collect();
+        let longest = self.lanes.iter().map(|lane| lane.sequence.position() + lane.sequence.pending()).max();
         let outputs = std::mem::take(self.runner.outputs_mut());
         let before = self.generated;
         let outcomes = self.digest(&outputs);
@@ -92,6 +93,8 @@ impl Worker {
         {
             let mut stats = self.shared.stats();
             stats.steps += 1;
+            stats.stream_steps += (streams + read.len()) as u64;
+            stats.longest = stats.longest.max(longest.unwrap_or(0));
             *if slice > 0 { &mut stats.prefill_seconds } else { &mut stats.decode_seconds } += seconds;
             stats.draft_seconds += self.drafting;
         }
@@ -219,11 +222,7 @@ impl Worker {
         stream.drafter.follow(start, hidden, width);
         stream.usage.drafted += lane.rows - 1;
         stream.usage.accepted += accepted - 1;
-        {
-            let mut stats = self.shared.stats();
-            stats.drafted_tokens += lane.rows as u64 - 1;
-            stats.accepted_tokens += accepted as u64 - 1;
-        }
+        self.shared.stats().count_draft(lane.rows - 1, accepted - 1);
         match committed {
             Ok(()) => outcome,
             Err(error) => Some(Outcome::Failed(RequestError::Backend(error.to_string()))),

@@ -21,6 +21,12 @@ pub const BACKGROUND_SHARE: u64 = 4;
 pub const OLDEST_SHARE: u64 = 4;
 /// How often a waiting request may be overtaken by a smaller one.
 pub const MAX_OVERTAKES: u32 = 16;
+/// Time for prompts in a step: more rows would hardly cost less each, and whoever comes, leaves or waits for a token would
+/// wait for them.
+const BRISK: Duration = Duration::from_millis(200);
+/// How many times as long as a pass over the decode rows a slice may take in any case: what a pass costs beside its rows
+/// is to be no large part of it.
+const SHARE: u32 = 8;
 /// Rows of prompts in a step while nothing is known of their cost.
 const DEFAULT_SLICE: usize = PREFILL_CHUNK;
 
@@ -226,17 +232,19 @@ fn prompt(running: &Running) -> Option<Prompt> {
     Some(Prompt { id: running.id, class: running.class, position, left, stop, kin })
 }
 
-/// Time for prompts that the promised gap leaves beside the decode rows: where those alone take longer, prompts get a third
-/// of a step.
+/// Time for prompts: as much as pays, of what the promised gap leaves beside the decode rows. Where those alone take longer,
+/// prompts get a third of a step.
 fn slice_time(view: &View<'_>) -> Duration {
     // A fifth of the gap is kept for what the estimate misses: machines have moods.
     let gap = view.max_gap * 4 / 5;
-    gap.saturating_sub(view.costs.decode).max(view.costs.decode / 2)
+    let pays = BRISK.max(view.costs.decode.saturating_mul(SHARE));
+    gap.saturating_sub(view.costs.decode).min(pays).max(view.costs.decode / 2)
 }
 
-/// Whether a whole chunk fits the promised gap, if without anything to spare: pieces of it would cost more together.
+/// Whether a whole chunk fits the promised gap, with room for a machine that is busy: pieces of it cost a little more
+/// together.
 fn chunk_fits(view: &View<'_>, row: Duration) -> bool {
-    view.costs.decode + row.saturating_mul(PREFILL_CHUNK as u32) <= view.max_gap
+    view.costs.decode + row.saturating_mul(PREFILL_CHUNK as u32) <= view.max_gap * 3 / 5
 }
 
 /// Rows of a cost that fit a time.
@@ -413,7 +421,7 @@ mod tests {
             assert!(slice.rows == left || end.is_multiple_of(PIECE), "cuts lie at multiples");
             let whole = slice.rows == left || end.is_multiple_of(PREFILL_CHUNK);
             let chunk = self.costs.decode + self.costs.prefill_row * PREFILL_CHUNK as u32;
-            assert!(whole || chunk > GAP, "chunks are cut only where they take too long");
+            assert!(whole || chunk > GAP * 3 / 5, "chunks are cut only where they take too long");
             let left = left - slice.rows;
             running.phase = match left {
                 0 => Phase::Decode,
@@ -488,14 +496,16 @@ mod tests {
             plan.slices.iter().map(|slice| slice.rows).collect::<Vec<_>>()
         };
         let rows = |running: &[Running]| rows_of(running, 1024);
-        assert_eq!(rows(&[prompt(1, 0)]), [384]);
-        assert_eq!(rows(&[prompt(1, 4096)]), [128]);
-        assert_eq!(rows(&[prompt(1, 16_384)]), [40], "a piece of a chunk");
+        assert_eq!(rows(&[prompt(1, 0)]), [192]);
+        assert_eq!(rows(&[prompt(1, 4096)]), [64]);
+        assert_eq!(rows(&[prompt(1, 6144)]), [64], "a chunk, though it takes longer than the others");
+        assert_eq!(rows(&[prompt(1, 8192)]), [40], "a piece of a chunk");
+        assert_eq!(rows(&[prompt(1, 16_384)]), [16]);
         assert_eq!(rows(&[prompt(1, 65_536)]), [8]);
-        assert_eq!(rows(&[prompt(1, 65_536), prompt(2, 0)]), [8, 128], "what is left goes to others");
+        assert_eq!(rows(&[prompt(1, 65_536), prompt(2, 0)]), [8], "nothing is left");
         assert_eq!(rows(&[prompt(1, 262_144)]), [8], "never less");
-        assert_eq!(rows(&[prompt(1, 4096), prompt(2, 0)]), [128], "16 rows are no chunk");
-        assert_eq!(rows(&[prompt(1, 2048), prompt(2, 0)]), [192], "nor are 16");
+        assert_eq!(rows(&[prompt(1, 4096), prompt(2, 0)]), [64], "8 rows are no chunk");
+        assert_eq!(rows(&[prompt(1, 2048), prompt(2, 0)]), [64, 64], "what is left goes to others");
         assert_eq!(rows_of(&[prompt(1, 0)], 200), [192], "whole chunks, and no more rows than may be");
         assert_eq!(rows_of(&[prompt(1, 0), prompt(2, 0)], 1), [64], "but one chunk");
     }

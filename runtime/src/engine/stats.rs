@@ -49,18 +49,26 @@ pub struct Stats {
     pub failed: u64,
     /// Passes over the weights.
     pub steps: u64,
+    /// Requests that took part in these, one counted in each of its passes.
+    pub stream_steps: u64,
+    /// Tokens of the longest sequence there has been.
+    pub longest: usize,
     /// Tokens of prompts.
     pub prompt_tokens: u64,
     /// Of these, tokens whose state was reused.
     pub cached_tokens: u64,
     /// Tokens generated.
     pub generated_tokens: u64,
+    /// Drafts that were verified.
+    pub drafts: u64,
     /// Tokens proposed by drafts.
     pub drafted_tokens: u64,
     /// Tokens of prompts that the draft model has read. What it takes from the prefix cache is not among them.
     pub draft_model_tokens: u64,
     /// Proposed tokens accepted.
     pub accepted_tokens: u64,
+    /// The same by their place in a draft, the first place first.
+    pub accepted_by_place: Vec<u64>,
     /// Seconds spent in passes with a prompt slice.
     pub prefill_seconds: f64,
     /// Seconds spent in passes without.
@@ -89,4 +97,17 @@ pub struct Stats {
     pub context: usize,
     /// Most requests that run at once.
     pub max_running: usize,
+}
+
+impl Stats {
+    /// Counts a draft of some tokens of which the first `accepted` were accepted.
+    pub(super) fn count_draft(&mut self, drafted: usize, accepted: usize) {
+        self.drafts += u64::from(drafted > 0);
+        self.drafted_tokens += drafted as u64;
+        self.accepted_tokens += accepted as u64;
+        if self.accepted_by_place.len() < accepted {
+            self.accepted_by_place.resize(accepted, 0);
+        }
+        self.accepted_by_place[..accepted].iter_mut().for_each(|count| *count += 1);
+    }
 }

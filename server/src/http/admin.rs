@@ -93,30 +93,89 @@ fn text(loaded: &[(String, Stats)], labelled: bool, requests: u64, uptime: f64) 
     GAUGES.iter().for_each(|figure| add(figure, "", "gauge"));
     // llama-server's names for the same, for dashboards that know those.
     for (name, help, kind, value) in LLAMA_CPP {
-        let sum: f64 = loaded.iter().map(|(_, stats)| value(stats)).sum();
+        let value = value(&together(loaded));
         text.push_str(&format!(
-            "# HELP llamacpp:{name} {help}.\n# TYPE llamacpp:{name} {kind}\nllamacpp:{name} {sum}\n"
+            "# HELP llamacpp:{name} {help}.\n# TYPE llamacpp:{name} {kind}\nllamacpp:{name} {value}\n"
         ));
     }
+    text.push_str(&by_place(&together(loaded).accepted_by_place));
     text
+}
+
+/// What all engines have done and do.
+fn together(loaded: &[(String, Stats)]) -> Stats {
+    let mut sum = Stats::default();
+    for (_, stats) in loaded {
+        sum.steps += stats.steps;
+        sum.stream_steps += stats.stream_steps;
+        sum.longest = sum.longest.max(stats.longest);
+        sum.prompt_tokens += stats.prompt_tokens;
+        sum.cached_tokens += stats.cached_tokens;
+        sum.generated_tokens += stats.generated_tokens;
+        sum.drafts += stats.drafts;
+        sum.drafted_tokens += stats.drafted_tokens;
+        sum.accepted_tokens += stats.accepted_tokens;
+        sum.prefill_seconds += stats.prefill_seconds;
+        sum.decode_seconds += stats.decode_seconds;
+        sum.waiting += stats.waiting;
+        sum.slots.extend(stats.slots.iter().cloned());
+        let places = sum.accepted_by_place.len().max(stats.accepted_by_place.len());
+        sum.accepted_by_place.resize(places, 0);
+        for (sum, count) in sum.accepted_by_place.iter_mut().zip(&stats.accepted_by_place) {
+            *sum += count;
+        }
+    }
+    sum
+}
+
+/// Accepted tokens by their place in a draft; nothing while none was.
+fn by_place(accepted: &[u64]) -> String {
+    const NAME: &str = "llamacpp:spec_decode_num_accepted_tokens_per_pos_total";
+    if accepted.is_empty() {
+        return String::new();
+    }
+    let head = format!("# HELP {NAME} Drafts accepted by place.\n# TYPE {NAME} counter\n");
+    let line = |(place, count): (usize, &u64)| format!("{NAME}{{position=\"{place}\"}} {count}\n");
+    head + &accepted.iter().enumerate().map(line).collect::<String>()
+}
+
+/// A rate; zero while no time has passed.
+fn rate(count: u64, seconds: f64) -> f64 {
+    if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
 }
 
 /// A figure with its kind.
 type KindFigure = (&'static str, &'static str, &'static str, fn(&Stats) -> f64);
 
+/// Tokens of prompts that had to be read.
+fn computed(stats: &Stats) -> u64 {
+    stats.prompt_tokens.saturating_sub(stats.cached_tokens)
+}
+
 /// Figures that llama-server has too, by its names; over all models.
-const LLAMA_CPP: [KindFigure; 10] = [
-    ("prompt_tokens_total", "Tokens of prompts computed", "counter", |stats| {
-        stats.prompt_tokens.saturating_sub(stats.cached_tokens) as f64
-    }),
+const LLAMA_CPP: [KindFigure; 15] = [
+    ("prompt_tokens_total", "Tokens of prompts computed", "counter", |stats| computed(stats) as f64),
     ("prompt_tokens_cached_total", "Tokens of prompts reused", "counter", |stats| stats.cached_tokens as f64),
     ("prompt_seconds_total", "Time for prompts", "counter", |stats| stats.prefill_seconds),
     ("tokens_predicted_total", "Tokens generated", "counter", |stats| stats.generated_tokens as f64),
     ("tokens_predicted_seconds_total", "Time for generating", "counter", |stats| stats.decode_seconds),
     ("n_decode_total", "Passes over the weights", "counter", |stats| stats.steps as f64),
+    ("n_tokens_max", "Tokens of the longest sequence there has been", "counter", |stats| {
+        stats.longest as f64
+    }),
+    ("spec_decode_num_drafts_total", "Drafts verified", "counter", |stats| stats.drafts as f64),
     ("spec_decode_num_draft_tokens_total", "Tokens drafted", "counter", |stats| stats.drafted_tokens as f64),
     ("spec_decode_num_accepted_tokens_total", "Drafts accepted", "counter", |stats| {
         stats.accepted_tokens as f64
+    }),
+    ("prompt_tokens_seconds", "Tokens of prompts computed in a second", "gauge", |stats| {
+        rate(computed(stats), stats.prefill_seconds)
+    }),
+    ("predicted_tokens_seconds", "Tokens generated in a second", "gauge", |stats| {
+        rate(stats.generated_tokens, stats.decode_seconds)
+    }),
+    ("n_busy_slots_per_decode", "Requests that take part in a pass", "gauge", |stats| {
+        stats.stream_steps as f64 / (stats.steps as f64).max(1.0)
     }),
     ("requests_processing", "Requests that run", "gauge", |stats| stats.slots.len() as f64),
     ("requests_deferred", "Requests that wait", "gauge", |stats| stats.waiting as f64),

@@ -86,23 +86,31 @@ pub(crate) async fn count_tokens(
     JsonBody(body): JsonBody<MessagesRequest>,
 ) -> ApiResult {
     let served = state.select(body.model.as_deref()).await?;
-    let prompt = served.prepare(move |served| conversation(&body)?.prompt(served)).await?;
+    let read = move |served: &Served| {
+        fields(&body).check(served)?;
+        conversation(&body)?.prompt(served)
+    };
+    let prompt = served.prepare(read).await?;
     Ok(Json(json!({ "input_tokens": prompt.ids.len() })).into_response())
 }
 
 fn begin(served: &Served, body: MessagesRequest) -> ApiResult<(Events, Shape)> {
     let limit = token_count("max_tokens", body.max_tokens)?;
     let conversation = conversation(&body)?;
-    let fields = GenerationFields {
+    let (prompt, request) = conversation.request(served, &fields(&body), limit)?;
+    let shape = Shape { id: ids::unique("msg_"), model: served.name(), prompt };
+    Ok((served.submit(vec![request], 1)?, shape))
+}
+
+/// What the request says about how tokens are chosen.
+fn fields(body: &MessagesRequest) -> GenerationFields {
+    GenerationFields {
         temperature: body.temperature,
         top_p: body.top_p,
         top_k: body.top_k,
-        stop: body.stop_sequences.map(OneOrMany::Many),
+        stop: body.stop_sequences.clone().map(OneOrMany::Many),
         ..GenerationFields::default()
-    };
-    let (prompt, request) = conversation.request(served, &fields, limit)?;
-    let shape = Shape { id: ids::unique("msg_"), model: served.name(), prompt };
-    Ok((served.submit(vec![request], 1)?, shape))
+    }
 }
 
 /// Brings a conversation into the form of OpenAI's API, which templates are written for.

@@ -10,9 +10,6 @@ use serde::de::DeserializeOwned;
 use super::error::ApiError;
 use super::state::AppState;
 
-/// Longest time a client may take to send a body.
-const BODY_TIME: Duration = Duration::from_secs(30);
-
 /// A request's body as JSON.
 #[derive(Debug)]
 pub(crate) struct JsonBody<T>(pub(crate) T);
@@ -22,7 +19,7 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
 
     async fn from_request(request: Request, state: &AppState) -> Result<JsonBody<T>, ApiError> {
         check_type(&request)?;
-        let bytes = read(request, state.config().max_body).await?;
+        let bytes = read(request, state.config().max_body, state.config().body_time).await?;
         serde_json::from_slice(&bytes)
             .map(JsonBody)
             .map_err(|error| ApiError::invalid(format!("body: {error}")))
@@ -49,7 +46,7 @@ fn check_type(request: &Request) -> Result<(), ApiError> {
     Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the body must be of type application/json"))
 }
 
-async fn read(request: Request, limit: usize) -> Result<Bytes, ApiError> {
+async fn read(request: Request, limit: usize, time: Duration) -> Result<Bytes, ApiError> {
     let announced = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     let announced = announced.and_then(|value| value.parse::<u64>().ok()).unwrap_or(0);
     let too_large =
@@ -58,7 +55,7 @@ async fn read(request: Request, limit: usize) -> Result<Bytes, ApiError> {
         return Err(too_large());
     }
     let reading = axum::body::to_bytes(request.into_body(), limit);
-    match tokio::time::timeout(BODY_TIME, reading).await {
+    match tokio::time::timeout(time, reading).await {
         Err(_) => Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive")),
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(error)) => match is_limit(&error) {

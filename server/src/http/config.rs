@@ -61,6 +61,8 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// Longest time for the headers of a request.
     pub header_time: Duration,
+    /// Longest time for the body of a request.
+    pub body_time: Duration,
     /// Longest time a client may leave everything it is sent unread.
     pub stall_time: Duration,
     /// Longest time running requests get to finish when the server stops.
@@ -98,6 +100,7 @@ impl Default for ServerConfig {
             max_body: 8 << 20,
             max_connections: 2048,
             header_time: Duration::from_secs(10),
+            body_time: Duration::from_secs(30),
             stall_time: Duration::from_secs(60),
             drain_time: Duration::from_secs(10),
             max_tokens: None,

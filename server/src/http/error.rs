@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use millpond::engine::{RequestError, SubmitError};
+use millpond::engine::{RequestError, SpecError, SubmitError};
 use millpond::text::{TemplateError, TokenizerError};
 use serde_json::{Value, json};
 
@@ -155,6 +155,10 @@ impl From<SubmitError> for ApiError {
                 ..ApiError::invalid(message)
             },
             SubmitError::Stopped => ApiError::unavailable(message),
+            // What such a request asks for is sound, but not here.
+            SubmitError::Spec(SpecError::NoHead | SpecError::NoDraftModel) => {
+                ApiError::new(StatusCode::NOT_FOUND, message)
+            }
             _ => ApiError::invalid(message),
         }
     }

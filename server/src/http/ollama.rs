@@ -90,6 +90,9 @@ pub(crate) async fn generate(
 async fn answer(state: AppState, body: OllamaRequest, kind: Kind) -> ApiResult {
     let stream = body.stream.unwrap_or(true);
     let keep = keep_alive::read(body.keep_alive.as_ref())?;
+    if !matches!(body.think, None | Some(Value::Null | Value::Bool(_) | Value::String(_))) {
+        return Err(ApiError::field("think", "think must be true, false or the name of an effort"));
+    }
     // Clients ask for nothing to have the model loaded, or unloaded.
     let nothing = match kind {
         Kind::Chat => body.messages.is_empty(),

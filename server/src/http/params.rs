@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::config::ServerConfig;
 use super::error::{ApiError, ApiResult};
 use super::integer;
+use super::state::Served;
 
 /// Largest temperature. Long before it, all tokens are as likely as each other.
 const MAX_TEMPERATURE: f32 = 1e6;
@@ -115,6 +116,16 @@ impl GenerationFields {
             spec_draft_min: token_count("speculative.n_min", self.draft_min)?,
             ..Request::new(prompt)
         })
+    }
+
+    /// Refuses values out of their range, for routes that generate nothing.
+    ///
+    /// # Errors
+    /// As for [`GenerationFields::request`].
+    pub(crate) fn check(&self, served: &Served) -> ApiResult<()> {
+        let model = served.model();
+        self.request(Vec::new(), None, served.config(), model.tokenizer.as_deref(), model.spec.vocab)
+            .map(drop)
     }
 
     fn spec(&self) -> ApiResult<Option<SpecMode>> {

@@ -93,7 +93,11 @@ pub(crate) async fn apply_template(
     JsonBody(body): JsonBody<ChatRequest>,
 ) -> ApiResult {
     let served = state.select(body.model.as_deref()).await?;
-    let prompt = served.prepare(move |served| conversation(&body)?.render(served)).await?;
+    let render = move |served: &Served| {
+        body.generation.check(served)?;
+        conversation(&body)?.render(served)
+    };
+    let prompt = served.prepare(render).await?;
     Ok(Json(json!({ "prompt": prompt })).into_response())
 }
 
@@ -103,7 +107,11 @@ pub(crate) async fn input_tokens(
     JsonBody(body): JsonBody<ChatRequest>,
 ) -> ApiResult {
     let served = state.select(body.model.as_deref()).await?;
-    let prompt = served.prepare(move |served| conversation(&body)?.prompt(served)).await?;
+    let read = move |served: &Served| {
+        body.generation.check(served)?;
+        conversation(&body)?.prompt(served)
+    };
+    let prompt = served.prepare(read).await?;
     Ok(Json(json!({ "object": "response.input_tokens", "input_tokens": prompt.ids.len() })).into_response())
 }
 
