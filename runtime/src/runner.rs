@@ -364,13 +364,16 @@ impl Runner {
 pub const PIECE: usize = 8;
 
 /// Rows of the next slice of a prompt, as [`prefill_slice`] has them, or fewer than a chunk where `slice` asks for fewer:
-/// what is read then is a piece of a chunk, see [`prefill_kind`].
+/// what is read then is a piece of a chunk, see [`prefill_kind`]. The pieces of a chunk are about equal: a small one at its
+/// end would cost as much beside its rows as any other.
 pub fn prefill_piece(position: usize, left: usize, slice: usize) -> usize {
     let to_edge = PREFILL_CHUNK - position % PREFILL_CHUNK;
     if slice >= to_edge {
         return prefill_slice(position, left, slice);
     }
-    let end = (position + slice.max(PIECE)) / PIECE * PIECE;
+    let most = (slice / PIECE * PIECE).max(PIECE);
+    let equal = to_edge.div_ceil(to_edge.div_ceil(most)).next_multiple_of(PIECE);
+    let end = (position + equal) / PIECE * PIECE;
     left.min(end - position)
 }
 
@@ -406,7 +409,10 @@ mod tests {
     #[test]
     fn pieces_end_inside_chunks_where_they_have_to() {
         assert_eq!(prefill_piece(0, 1000, 512), 512);
-        assert_eq!(prefill_piece(0, 1000, 63), 56);
+        assert_eq!(prefill_piece(0, 1000, 63), 32, "two of 32, not one of 56 and one of 8");
+        assert_eq!(prefill_piece(0, 1000, 24), 24);
+        assert_eq!(prefill_piece(24, 1000, 24), 24);
+        assert_eq!(prefill_piece(48, 1000, 24), 16);
         assert_eq!(prefill_piece(64, 1000, 20), 16);
         assert_eq!(prefill_piece(80, 1000, 1), 8);
         assert_eq!(prefill_piece(83, 1000, 3), 5);

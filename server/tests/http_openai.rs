@@ -300,9 +300,12 @@ fn a_wish_that_cannot_be_kept_is_refused_not_ignored() {
 #[test]
 fn routes_that_generate_nothing_check_as_those_that_do() {
     let server = Server::start();
-    for (field, value) in
-        [("speculative.n_min", json!(-1)), ("top_k", json!(1u64 << 31)), ("spec", json!("eagle"))]
-    {
+    for (field, value) in [
+        ("speculative.n_min", json!(-1)),
+        ("top_k", json!(1u64 << 31)),
+        ("spec", json!("eagle")),
+        ("n", json!(65)),
+    ] {
         let mut request = json!({"messages": hello(), "max_tokens": 1});
         request[field] = value;
         for path in ["/v1/chat/completions", "/v1/chat/completions/input_tokens", "/apply-template"] {

@@ -26,7 +26,7 @@ pub const MAX_OVERTAKES: u32 = 16;
 const BRISK: Duration = Duration::from_millis(200);
 /// How many times as long as a pass over the decode rows a slice may take in any case: what a pass costs beside its rows
 /// is to be no large part of it.
-const SHARE: u32 = 8;
+const SHARE: u32 = 4;
 /// Rows of prompts in a step while nothing is known of their cost.
 const DEFAULT_SLICE: usize = PREFILL_CHUNK;
 
@@ -244,7 +244,7 @@ fn slice_time(view: &View<'_>) -> Duration {
 /// Whether a whole chunk fits the promised gap, with room for a machine that is busy: pieces of it cost a little more
 /// together.
 fn chunk_fits(view: &View<'_>, row: Duration) -> bool {
-    view.costs.decode + row.saturating_mul(PREFILL_CHUNK as u32) <= view.max_gap * 3 / 5
+    view.costs.decode + row.saturating_mul(PREFILL_CHUNK as u32) <= view.max_gap / 2
 }
 
 /// Rows of a cost that fit a time.
@@ -421,7 +421,7 @@ mod tests {
             assert!(slice.rows == left || end.is_multiple_of(PIECE), "cuts lie at multiples");
             let whole = slice.rows == left || end.is_multiple_of(PREFILL_CHUNK);
             let chunk = self.costs.decode + self.costs.prefill_row * PREFILL_CHUNK as u32;
-            assert!(whole || chunk > GAP * 3 / 5, "chunks are cut only where they take too long");
+            assert!(whole || chunk > GAP / 2, "chunks are cut only where they take too long");
             let left = left - slice.rows;
             running.phase = match left {
                 0 => Phase::Decode,
@@ -498,8 +498,8 @@ mod tests {
         let rows = |running: &[Running]| rows_of(running, 1024);
         assert_eq!(rows(&[prompt(1, 0)]), [192]);
         assert_eq!(rows(&[prompt(1, 4096)]), [64]);
-        assert_eq!(rows(&[prompt(1, 6144)]), [64], "a chunk, though it takes longer than the others");
-        assert_eq!(rows(&[prompt(1, 8192)]), [40], "a piece of a chunk");
+        assert_eq!(rows(&[prompt(1, 5120)]), [64], "a chunk, though it takes longer than the others");
+        assert_eq!(rows(&[prompt(1, 8192)]), [32], "a piece of a chunk");
         assert_eq!(rows(&[prompt(1, 16_384)]), [16]);
         assert_eq!(rows(&[prompt(1, 65_536)]), [8]);
         assert_eq!(rows(&[prompt(1, 65_536), prompt(2, 0)]), [8], "nothing is left");

@@ -110,30 +110,7 @@ impl Conversation {
         for (index, message) in self.messages.iter_mut().enumerate() {
             check_message(index, message)?;
         }
-        for (index, tool) in self.tools.iter().enumerate() {
-            if tool.get("type").is_some_and(|kind| kind != "function") {
-                return Err(ApiError::field(
-                    "tools",
-                    format!("tools[{index}]: only functions are supported"),
-                ));
-            }
-            let function = tool.get("function").unwrap_or(tool);
-            if !function.get("name").is_some_and(Value::is_string) {
-                return Err(ApiError::field("tools", format!("tools[{index}] has no name")));
-            }
-            if function.get("description").is_some_and(|text| !text.is_string() && !text.is_null()) {
-                return Err(ApiError::field(
-                    "tools",
-                    format!("tools[{index}]: the description must be text"),
-                ));
-            }
-            if function.get("parameters").is_some_and(|schema| !schema.is_object() && !schema.is_null()) {
-                return Err(ApiError::field(
-                    "tools",
-                    format!("tools[{index}]: parameters must be an object"),
-                ));
-            }
-        }
+        check_tools(&self.tools)?;
         Ok(self)
     }
 
@@ -238,6 +215,29 @@ impl Conversation {
     }
 }
 
+/// Checks the tools of a request, wherever they come.
+///
+/// # Errors
+/// Something that is no function.
+pub(crate) fn check_tools(tools: &[Value]) -> ApiResult<()> {
+    for (index, tool) in tools.iter().enumerate() {
+        if tool.get("type").is_some_and(|kind| kind != "function") {
+            return Err(ApiError::field("tools", format!("tools[{index}]: only functions are supported")));
+        }
+        let function = tool.get("function").unwrap_or(tool);
+        if !function.get("name").is_some_and(Value::is_string) {
+            return Err(ApiError::field("tools", format!("tools[{index}] has no name")));
+        }
+        if function.get("description").is_some_and(|text| !text.is_string() && !text.is_null()) {
+            return Err(ApiError::field("tools", format!("tools[{index}]: the description must be text")));
+        }
+        if function.get("parameters").is_some_and(|schema| !schema.is_object() && !schema.is_null()) {
+            return Err(ApiError::field("tools", format!("tools[{index}]: parameters must be an object")));
+        }
+    }
+    Ok(())
+}
+
 fn check_message(index: usize, message: &mut Value) -> ApiResult<()> {
     let wrong = |what: &str| ApiError::field("messages", format!("messages[{index}]: {what}"));
     let Value::Object(fields) = message else { return Err(wrong("expected an object")) };
@@ -259,6 +259,9 @@ fn check_message(index: usize, message: &mut Value) -> ApiResult<()> {
         Some(Value::String(_)) => {}
         Some(Value::Array(parts)) => parts.iter().try_for_each(|part| check_part(part).map_err(wrong))?,
         _ => return Err(wrong("the content must be text or a list of parts")),
+    }
+    if fields.get("reasoning_content").is_some_and(|thoughts| !thoughts.is_string() && !thoughts.is_null()) {
+        return Err(wrong("thoughts must be text"));
     }
     match fields.get("tool_calls") {
         None | Some(Value::Null) => Ok(()),

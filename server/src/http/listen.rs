@@ -153,6 +153,8 @@ async fn connection(
     builder
         .timer(TokioTimer::new())
         .header_read_timeout(config.header_time)
+        // Clients that look for a name as it is written in books find it.
+        .title_case_headers(true)
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD);
     let serving = builder.serve_connection(io, TowerToHyperService::new(app));

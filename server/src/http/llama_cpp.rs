@@ -155,6 +155,14 @@ fn settings(request: &Request, served: &Served) -> Value {
     settings["max_tokens"] = limit.into();
     settings["stop"] = request.stop.clone().into();
     settings["ignore_eos"] = request.ignore_eos.into();
+    if let (true, Some(tokenizer)) = (request.ignore_eos, served.model().tokenizer.as_deref()) {
+        // llama-server bans the tokens that end an answer, and shows it; JSON has no infinity.
+        let banned =
+            tokenizer.end_of_generation().iter().map(|token| json!({ "token": token, "bias": null }));
+        if let Some(biases) = settings["logit_bias"].as_array_mut() {
+            biases.extend(banned);
+        }
+    }
     settings["n_probs"] = request.logprobs.unwrap_or(0).into();
     settings["post_sampling_probs"] = request.sampled_logprobs.into();
     let options = served.engine().options();

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use super::answer::{Answer, AnswerReader, Call, finish_reason};
 use super::assemble::{self, AnswerWriter, Whole};
 use super::body::JsonBody;
-use super::chat_input::{ChatPrompt, Conversation, message};
+use super::chat_input::{ChatPrompt, Conversation, check_tools, message};
 use super::config::ReasoningForm;
 use super::constraint;
 use super::error::{ApiError, ApiResult};
@@ -140,6 +140,7 @@ async fn prepare_model(
         let options = body.options.unwrap_or_default();
         options.request(&served, vec![0])?;
         wish(body.format.as_ref())?;
+        check_tools(body.tools.as_deref().unwrap_or_default())?;
     }
     let shape = Shape { kind, model: body.model, prompt: plain(Vec::new()), form: ReasoningForm::InText };
     let mut value = shape.value(&Answer::default());

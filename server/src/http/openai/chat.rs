@@ -94,7 +94,7 @@ pub(crate) async fn apply_template(
 ) -> ApiResult {
     let served = state.select(body.model.as_deref()).await?;
     let render = move |served: &Served| {
-        body.generation.check(served)?;
+        body.check(served)?;
         conversation(&body)?.render(served)
     };
     let prompt = served.prepare(render).await?;
@@ -108,11 +108,26 @@ pub(crate) async fn input_tokens(
 ) -> ApiResult {
     let served = state.select(body.model.as_deref()).await?;
     let read = move |served: &Served| {
-        body.generation.check(served)?;
+        body.check(served)?;
         conversation(&body)?.prompt(served)
     };
     let prompt = served.prepare(read).await?;
     Ok(Json(json!({ "object": "response.input_tokens", "input_tokens": prompt.ids.len() })).into_response())
+}
+
+impl ChatRequest {
+    /// Most tokens of an answer.
+    fn limit(&self) -> ApiResult<Option<usize>> {
+        token_count("max_tokens", self.max_completion_tokens.or(self.max_tokens))
+    }
+
+    /// Refuses values out of their range, for routes that generate nothing.
+    fn check(&self, served: &Served) -> ApiResult<()> {
+        self.generation.check(served)?;
+        self.limit()?;
+        answer_count(self.n)?;
+        reasoning_form(self.reasoning_format.as_deref(), served.config()).map(drop)
+    }
 }
 
 fn conversation(body: &ChatRequest) -> ApiResult<Conversation> {
@@ -136,8 +151,7 @@ fn conversation(body: &ChatRequest) -> ApiResult<Conversation> {
 
 fn begin(served: &Served, body: ChatRequest) -> ApiResult<(Events, Shape)> {
     let conversation = conversation(&body)?;
-    let limit = body.max_completion_tokens.or(body.max_tokens);
-    let limit = token_count("max_tokens", limit)?;
+    let limit = body.limit()?;
     let (prompt, mut request) = conversation.request(served, &body.generation, limit)?;
     let logprobs = body.logprobs.unwrap_or(false);
     if logprobs {
