@@ -11,5 +11,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for piece in talk.ask("What is a mill pond?", Request { max_tokens: Some(200), ..Request::default() })? {
         print!("{}", piece?);
     }
+    println!();
     Ok(())
 }

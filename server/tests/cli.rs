@@ -100,7 +100,7 @@ fn wrong_usage_is_2_and_failure_is_1() {
     let folder = tempfile::tempdir().unwrap();
     let garbage = folder.path().join("garbage.gguf");
     std::fs::write(&garbage, b"GGUF but not really").unwrap();
-    let cases: [(&[&str], i32, &str); 11] = [
+    let cases: [(&[&str], i32, &str); 12] = [
         (&["run", "x", "-p", "y"], 2, "cannot be used with"),
         (&["run", "x", "-n", "-7"], 2, "-n -7"),
         (&["run", "x", "--top-p", "2"], 2, "top_p"),
@@ -108,6 +108,7 @@ fn wrong_usage_is_2_and_failure_is_1() {
         (&["run", "x", "--isa", "mmx"], 2, "mmx"),
         (&["perplexity", "-f", MODEL, "-c", "1"], 2, "at least 4"),
         (&["run", "x", "-m", "/no/such/file"], 1, "/no/such/file"),
+        (&["run", "mistyped.gguf", "Once"], 1, "mistyped.gguf: No such file"),
         (&["run", "x", "-m", garbage.to_str().unwrap()], 1, "garbage.gguf"),
         (&["inspect", garbage.to_str().unwrap()], 1, "garbage.gguf"),
         (&["run", "one two three four five", "-c", "4"], 1, "exceed the context of 4"),

@@ -87,11 +87,13 @@ fn split_model(args: &RunArgs) -> (Option<PathBuf>, &[String]) {
     }
 }
 
+/// Whether a word means a model. One that is called like a file of one and is not there does: a mistyped path is no prompt.
 fn is_model(path: &Path) -> bool {
-    let is_file = path
+    let is_called_so = path
         .extension()
         .is_some_and(|ending| ["gguf", "mill"].iter().any(|known| ending.eq_ignore_ascii_case(known)));
-    is_file && path.is_file() || path.join("config.json").is_file()
+    let is_one_word = !path.to_string_lossy().contains(char::is_whitespace);
+    is_called_so && (is_one_word || path.is_file()) || path.join("config.json").is_file()
 }
 
 /// The prompt; `None` where there is none and a person sits there to be asked.
@@ -172,7 +174,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("m.GGUF");
         std::fs::write(&file, b"").unwrap();
-        assert!(is_model(&file) && !is_model(folder.path()) && !is_model(Path::new("no.gguf")));
+        assert!(is_model(&file) && !is_model(folder.path()) && !is_model(Path::new("what is in x.gguf")));
+        assert!(is_model(Path::new("mistyped.gguf")) && !is_model(Path::new("mistyped")));
         std::fs::write(folder.path().join("config.json"), b"{}").unwrap();
         assert!(is_model(folder.path()));
     }

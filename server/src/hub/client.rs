@@ -148,7 +148,10 @@ impl Client {
             if let Some(from) = from {
                 request = request.header(RANGE, format!("bytes={from}-"));
             }
-            let response = request.call().map_err(|error| failed(error.to_string()))?;
+            let response = request.call().map_err(|error| match error {
+                ureq::Error::Io(error) => failed(format!("cannot be reached: {error}")),
+                other => failed(other.to_string()),
+            })?;
             if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
                 return Ok(response);
             }
