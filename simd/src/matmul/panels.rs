@@ -170,6 +170,8 @@ struct Scratch {
     panels: AlignedBuffer<u8>,
     /// The last rows of a matrix, filled up to sixteen.
     rows: AlignedBuffer<u8>,
+    /// The address behind the weights of the last call: those there were asked for.
+    asked: usize,
 }
 
 thread_local! {
@@ -187,6 +189,10 @@ pub(super) unsafe fn matmul(kernel: &PanelKernel, product: &Product<'_>, out: &m
         scratch.panels.resize(kernel.panels * panel_bytes);
         let panels = scratch.panels.as_mut_slice();
         let group = LANES * kernel.panels;
+        if scratch.asked != product.weights.as_ptr().addr() {
+            touch(&product.weights[..group.min(out.cols()) * product.row_bytes]);
+        }
+        scratch.asked = product.weights.as_ptr_range().end.addr();
         for j in (0..out.cols()).step_by(group) {
             let mut ahead = next_group(kernel, product, j + group, out);
             for start in (0..product.cols).step_by(CHUNK) {
@@ -209,6 +215,17 @@ pub(super) unsafe fn matmul(kernel: &PanelKernel, product: &Product<'_>, out: &m
             }
         }
     });
+}
+
+/// Reads a byte of every line, in the order of addresses.
+///
+/// Panels are made of many rows side by side, and memory that nobody asked for comes slowly that way: the processor
+/// foresees what a reader needs that goes through it in order.
+fn touch(weights: &[u8]) {
+    for byte in weights.iter().step_by(LINE) {
+        // SAFETY: a reference may be read; volatile, so that it is.
+        unsafe { std::ptr::from_ref(byte).read_volatile() };
+    }
 }
 
 /// The weight rows from `first`, as much as one group takes, spread over the blocks of work on the group before. Beyond
