@@ -51,6 +51,20 @@ pub enum DeviceError {
     /// A kernel that the compiled kernels do not contain.
     #[error("no kernel named {0}")]
     NoKernel(String),
+    /// A launch that the driver refused.
+    #[error("{kernel} with {grid:?} blocks of {threads} threads and {shared_bytes} bytes: {reason}")]
+    Launch {
+        /// The kernel.
+        kernel: String,
+        /// Blocks.
+        grid: [u32; 3],
+        /// Threads of a block.
+        threads: u32,
+        /// Bytes of shared memory of a block.
+        shared_bytes: u32,
+        /// What the driver said.
+        reason: String,
+    },
     /// Anything else.
     #[error("{0}")]
     Other(String),

@@ -32,13 +32,20 @@ const ORDINARY_SHARED_BYTES: u32 = 48 * 1024;
 /// A module with the text it was compiled from.
 type Module = (&'static str, sys::CUmodule);
 
+/// A kernel, and the bytes of shared memory that a block of it may have.
+#[derive(Clone, Copy)]
+struct Function {
+    handle: sys::CUfunction,
+    shared_bytes: u32,
+}
+
 /// A GPU with one stream and the compiled kernels.
 pub struct Driver {
     context: sys::CUcontext,
     device: sys::CUdevice,
     stream: sys::CUstream,
     modules: Vec<Module>,
-    functions: Mutex<HashMap<String, sys::CUfunction>>,
+    functions: Mutex<HashMap<String, Function>>,
     turns: Turns,
     name: String,
     capability: (i32, i32),
@@ -82,6 +89,20 @@ impl Drop for Turn<'_> {
             holder.0 = None;
             self.0.over.notify_one();
         }
+    }
+}
+
+/// Why a launch did not begin. What ails the device or its driver is not the launch's fault.
+fn refused(launch: &Launch<'_>, failure: DriverError) -> DeviceError {
+    match error(failure) {
+        DeviceError::Other(reason) => DeviceError::Launch {
+            kernel: launch.kernel.to_owned(),
+            grid: launch.grid,
+            threads: launch.threads,
+            shared_bytes: launch.shared_bytes,
+            reason,
+        },
+        known => known,
     }
 }
 
@@ -195,30 +216,28 @@ impl Driver {
 
     fn function(&self, launch: &Launch<'_>) -> Result<sys::CUfunction, DeviceError> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = functions.get(launch.kernel) {
-            return Ok(*function);
+        let mut function = match functions.get(launch.kernel) {
+            Some(function) => *function,
+            None => Function { handle: self.find(launch.kernel)?, shared_bytes: 0 },
+        };
+        // Launches of one kernel differ in what they need.
+        if launch.shared_bytes > function.shared_bytes {
+            allow_shared(function.handle, launch.shared_bytes)?;
+            function.shared_bytes = launch.shared_bytes;
         }
-        let missing = || DeviceError::NoKernel(launch.kernel.into());
-        let name = CString::new(launch.kernel).map_err(|_| missing())?;
-        let entry = format!(".entry {}(", launch.kernel);
+        functions.insert(launch.kernel.into(), function);
+        Ok(function.handle)
+    }
+
+    /// A kernel of the modules.
+    fn find(&self, kernel: &str) -> Result<sys::CUfunction, DeviceError> {
+        let missing = || DeviceError::NoKernel(kernel.into());
+        let name = CString::new(kernel).map_err(|_| missing())?;
+        let entry = format!(".entry {kernel}(");
         let holds = |module: &&Module| module.0.contains(&entry);
         let (_, module) = self.modules.iter().find(holds).ok_or_else(missing)?;
         // SAFETY: the module is loaded as long as `self` lives.
-        let function = unsafe { result::module::get_function(*module, name) }.map_err(|_| missing())?;
-        if launch.shared_bytes > ORDINARY_SHARED_BYTES / 4 {
-            let set = |attribute, value: u32| {
-                // SAFETY: the function was just looked up.
-                unsafe { result::function::set_function_attribute(function, attribute, value as c_int) }
-                    .map_err(error)
-            };
-            use sys::CUfunction_attribute::*;
-            set(CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100)?;
-            if launch.shared_bytes > ORDINARY_SHARED_BYTES {
-                set(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, launch.shared_bytes)?;
-            }
-        }
-        functions.insert(launch.kernel.into(), function);
-        Ok(function)
+        unsafe { result::module::get_function(*module, name) }.map_err(|_| missing())
     }
 
     /// Registers of a thread, bytes of its local memory, and how many blocks a multiprocessor holds.
@@ -295,6 +314,23 @@ impl Driver {
         outcome?;
         Ok(elapsed?)
     }
+}
+
+/// Permits blocks with `bytes` bytes of shared memory.
+fn allow_shared(function: sys::CUfunction, bytes: u32) -> Result<(), DeviceError> {
+    use sys::CUfunction_attribute::*;
+    let set = |attribute, value: u32| {
+        // SAFETY: the function is one of a loaded module.
+        unsafe { result::function::set_function_attribute(function, attribute, value as c_int) }
+            .map_err(error)
+    };
+    if bytes > ORDINARY_SHARED_BYTES / 4 {
+        set(CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100)?;
+    }
+    if bytes > ORDINARY_SHARED_BYTES {
+        set(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, bytes)?;
+    }
+    Ok(())
 }
 
 fn load(
@@ -413,7 +449,7 @@ impl Device for Driver {
         // has; the caller vouches for what they say.
         unsafe { sys::cuLaunchKernelEx(&config, function, parameters.as_mut_ptr(), std::ptr::null_mut()) }
             .result()
-            .map_err(error)
+            .map_err(|failure| refused(launch, failure))
     }
 
     fn record(
