@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub use crew::join;
 use crew::{Crew, Pass, WAITED, present};
+pub use crew::{join, wanted};
 pub(crate) use shared::SharedRows;
 
 /// Why a team of threads could not be started.
@@ -345,6 +345,33 @@ mod tests {
                 assert!(calls.iter().all(|calls| calls.load(Ordering::Relaxed) == 1), "{threads} {units}");
             }
         }
+    }
+
+    #[test]
+    fn work_is_wanted_where_a_thread_has_none() {
+        assert!(!wanted(), "outside a pass nobody helps");
+        Team::new(1).unwrap().run(|| assert!(!wanted(), "nobody else is there"));
+        let team = Team::new(2).unwrap();
+        let (taken, asked) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let wait = |flag: &AtomicUsize| {
+            while flag.load(Ordering::Acquire) == 0 {
+                std::thread::yield_now();
+            }
+        };
+        team.run(|| {
+            assert!(wanted(), "the helper has nothing to do");
+            let own = || {
+                wait(&taken);
+                assert!(!wanted(), "both are at work");
+                asked.store(1, Ordering::Release);
+            };
+            let other = || {
+                taken.store(1, Ordering::Release);
+                wait(&asked);
+            };
+            join(own, other);
+        });
+        team.run_with(1, || assert!(!wanted(), "the helper is not of this pass"));
     }
 
     #[test]

@@ -164,7 +164,6 @@ impl Stream {
             scratch: &mut self.scratch,
             inputs: tokens.inputs(rows),
             next: Ahead::NONE,
-            together: 1,
             out: &mut out,
         };
         let none = LinearParameters { conv: &[], a: &[], dt_bias: &[] };

@@ -193,13 +193,31 @@ fn adaptive_drafts_beside_prompts_change_no_token() {
 /// Long greedy answers keep their bits with drafts of the head, at the plain recurrence and with the buffer.
 #[test]
 fn long_answers_keep_their_bits() {
+    answers_keep_their_bits(600);
+}
+
+/// The same over thousands of tokens: `cargo test -p millpond-tests --test engine_speculation -- --ignored`.
+#[test]
+#[ignore = "takes a minute"]
+fn very_long_answers_keep_their_bits() {
+    answers_keep_their_bits(4200);
+}
+
+fn answers_keep_their_bits(tokens: usize) {
     let model = built_in_model();
-    let request = Request { logprobs: Some(1), ..greedy(&story(&model), 600) };
+    let request = Request { logprobs: Some(1), ..greedy(&story(&model), tokens) };
     for interval in [1, 16] {
         let buffer = BufferOptions { fold_interval: interval, ..BufferOptions::default() };
         let plain = answer(&engine(&model, EngineOptions { buffer, ..options() }), request.clone());
-        let drafted = answer(&engine(&model, EngineOptions { buffer, ..with_head(3) }), request.clone());
-        assert_eq!((&drafted.tokens, &drafted.logprobs), (&plain.tokens, &plain.logprobs), "C = {interval}");
-        assert!(drafted.usage.accepted > 100);
+        assert_eq!(plain.tokens.len(), tokens);
+        for drafting in [with_head(3), EngineOptions { spec: SpecMode::Auto, ..options() }] {
+            let drafted = answer(&engine(&model, EngineOptions { buffer, ..drafting }), request.clone());
+            assert_eq!(
+                (&drafted.tokens, &drafted.logprobs),
+                (&plain.tokens, &plain.logprobs),
+                "C = {interval}"
+            );
+            assert!(drafted.usage.accepted > 0);
+        }
     }
 }

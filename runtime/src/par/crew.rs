@@ -18,7 +18,14 @@ pub(super) struct Crew {
     passes: AtomicUsize,
     sleepers: AtomicUsize,
     stopped: AtomicBool,
+    idle: Idle,
 }
+
+/// How many threads have no work, those that sleep among them. It changes seldom and is read often, so it has a cache line
+/// of its own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Idle(AtomicUsize);
 
 #[derive(Default)]
 struct Helper {
@@ -130,6 +137,21 @@ pub fn join<A, B: Send>(first: impl FnOnce() -> A, second: impl FnOnce() -> B + 
     }
 }
 
+/// Whether a thread of this pass has no work, so that it pays to offer it some: a hint, which may be out of date.
+///
+/// An offer costs about a tenth of a microsecond, whether it is taken or not. Those who have many small units ask before
+/// they offer.
+pub fn wanted() -> bool {
+    let crew = CREW.get();
+    if crew.is_null() {
+        return false;
+    }
+    // SAFETY: as in `join`.
+    let crew = unsafe { &*crew };
+    let away = crew.helpers.len().saturating_sub(crew.invited.load(Ordering::Relaxed));
+    crew.idle.0.load(Ordering::Relaxed) > away
+}
+
 impl Crew {
     pub(super) fn new(helpers: usize) -> Crew {
         Crew {
@@ -139,6 +161,7 @@ impl Crew {
             passes: AtomicUsize::new(0),
             sleepers: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
+            idle: Idle(AtomicUsize::new(helpers)),
         }
     }
 
@@ -170,7 +193,7 @@ impl Crew {
         offer.compare_exchange(job.cast_mut(), free, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
-    /// Takes a job on offer and does it; false if there was none.
+    /// Takes a job on offer and does it; false if there was none. The caller counts as idle.
     fn do_one(&self) -> bool {
         for offer in &self.offers {
             let job = offer.load(Ordering::Relaxed);
@@ -178,9 +201,11 @@ impl Crew {
             if !job.is_null()
                 && offer.compare_exchange(job, free, Ordering::Acquire, Ordering::Relaxed).is_ok()
             {
+                self.idle.0.fetch_sub(1, Ordering::Relaxed);
                 // SAFETY: a job on offer is alive, and whoever takes it out of its place is the only one to run it;
                 // its owner waits until it is done.
                 unsafe { ((*job).run)(job) };
+                self.idle.0.fetch_add(1, Ordering::Relaxed);
                 return true;
             }
         }
@@ -189,6 +214,15 @@ impl Crew {
 
     /// Waits until a job that somebody took is done, and helps meanwhile.
     fn wait(&self, job: &Job) {
+        if job.state.load(Ordering::Acquire) == DONE {
+            return;
+        }
+        self.idle.0.fetch_add(1, Ordering::Relaxed);
+        self.wait_idle(job);
+        self.idle.0.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn wait_idle(&self, job: &Job) {
         let done = || job.state.load(Ordering::Acquire) == DONE;
         let mut looks = 0;
         while looks < OWNER_LOOKS {

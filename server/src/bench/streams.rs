@@ -223,7 +223,7 @@ impl Streams {
                     .zip(memories.iter())
                     .map(|(plan, memory)| first_unit(layout, layer, plan, memory))
                     .collect();
-                let (together, nexts) = (plans.len(), firsts.into_iter().skip(1).chain([Ahead::NONE]));
+                let nexts = firsts.into_iter().skip(1).chain([Ahead::NONE]);
                 let streams = memories.iter_mut().zip(scratch.iter_mut()).zip(outputs.iter_mut());
                 let streams: Vec<LinearStream<'_>> = streams
                     .zip(plans.iter().zip(&placements).zip(operands))
@@ -235,7 +235,6 @@ impl Streams {
                         scratch,
                         inputs: operands.inputs(part),
                         next,
-                        together,
                         out,
                     })
                     .collect();

@@ -106,19 +106,41 @@ impl Asking {
     #[inline(always)]
     pub(super) fn ask<S: Simd>(&mut self, s: S, step: usize) {
         let due = (step * self.rate) >> PLACES;
+        // Later rows of a window pass over the same steps again.
+        let count = due.saturating_sub(self.asked);
+        if count > self.left {
+            self.ask_over(s, due);
+            return;
+        }
+        self.ask_lines(s, count);
+    }
+
+    /// The same where a range ends.
+    #[cold]
+    #[inline(never)]
+    fn ask_over<S: Simd>(&mut self, s: S, due: usize) {
         while self.asked < due {
             if self.left == 0 {
-                let Some(next) = self.waiting.checked_sub(1) else { return };
+                let Some(next) = self.waiting.checked_sub(1) else {
+                    self.rate = 0;
+                    self.asked = 0;
+                    return;
+                };
                 self.waiting = next;
                 (self.address, self.left) = (self.later[next].start, self.later[next].lines);
             }
-            let count = self.left.min(due - self.asked);
-            for line in 0..count {
-                s.prefetch(std::ptr::without_provenance::<u8>(self.address.wrapping_add(line * LINE)));
-            }
-            self.address = self.address.wrapping_add(count * LINE);
-            self.left -= count;
-            self.asked += count;
+            self.ask_lines(s, self.left.min(due - self.asked));
         }
+    }
+
+    /// Lines of the range that has begun.
+    #[inline(always)]
+    fn ask_lines<S: Simd>(&mut self, s: S, count: usize) {
+        for line in 0..count {
+            s.prefetch(std::ptr::without_provenance::<u8>(self.address.wrapping_add(line * LINE)));
+        }
+        self.address = self.address.wrapping_add(count * LINE);
+        self.left -= count;
+        self.asked += count;
     }
 }

@@ -34,9 +34,6 @@ pub struct WindowTile<'a> {
     pub ahead: &'a [Ahead],
 }
 
-/// Rows of the state between two requests for memory.
-const ASK_EVERY: usize = 4;
-
 #[inline(always)]
 pub(super) fn window_tile<S: Simd>(s: S, mut args: WindowTile<'_>) {
     match args.state {
@@ -169,10 +166,13 @@ fn block<S: Simd, E: Element, const R: usize, const N: usize>(
     let mut sums = state_sums::<S, E, R, N>(s, args, state, rows, tile, asking);
     let coefficients = &args.coefficients[2 * rows.panel * entries..][..width * entries];
     let (history, own) = coefficients.split_at(width * before);
-    for (i, row) in history.chunks_exact(width).enumerate() {
-        sums.add(s, row, rows, load_lanes(s, args.deltas.row(i), tile));
+    let mut i = 0;
+    while i < before {
+        sums.add(s, &history[i * width..][..width], rows, load_lanes(s, args.deltas.row(i), tile));
+        i += 1;
     }
-    for (j, row) in own.chunks_exact(width).take(R).enumerate() {
+    for j in 0..R {
+        let row = &own[j * width..][..width];
         let t = first + j;
         let beta = s.splat(args.beta[t]);
         let values = load_lanes::<S, f32, N>(s, &args.values[t * args.value_stride..], tile);
@@ -214,11 +214,21 @@ fn state_sums<S: Simd, E: Element, const R: usize, const N: usize>(
     let Some(state) = state else { return sums };
     let (dk, lanes) = (args.dk, args.out.cols());
     let first = rows.panel + rows.offset;
-    let panel = &args.keys[2 * rows.panel * dk..][..2 * rows.count * dk];
-    for (k, (row, values)) in panel.chunks_exact(2 * rows.count).zip(state.chunks_exact(lanes)).enumerate() {
-        if k.is_multiple_of(ASK_EVERY) {
-            asking.ask(s, tile * dk + N * (k + ASK_EVERY).min(dk));
-        }
+    let width = 2 * rows.count;
+    let panel = &args.keys[2 * rows.panel * dk..][..width * dk];
+    assert!(state.len() == lanes * dk && (tile + N) * LANES <= lanes, "the state has these tiles");
+    assert!(rows.offset + R <= rows.count, "the panel has these rows");
+    // The fewer instructions a line of the state costs, the more lines are on their way at a time.
+    for k in 0..dk {
+        asking.ask(s, tile * dk + N * (k + 1));
+        // SAFETY: both have `dk` rows of these widths, which are at least as wide as asserted above.
+        let (row, values) = unsafe {
+            let row = panel.get_unchecked(k * width..(k + 1) * width);
+            let values = state.get_unchecked(k * lanes..(k + 1) * lanes);
+            std::hint::assert_unchecked(values.len() >= (tile + N) * LANES);
+            std::hint::assert_unchecked(row.len() >= rows.count + rows.offset + R);
+            (row, values)
+        };
         sums.add(s, row, rows, load_lanes(s, values, tile));
     }
     for r in 0..R {

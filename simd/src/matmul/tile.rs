@@ -80,6 +80,7 @@ impl<'a> OutTile<'a> {
     }
 
     /// Row `i`.
+    #[inline(always)]
     pub(crate) fn row(&self, i: usize) -> &[f32] {
         assert!(i < self.rows, "the tile has row {i}");
         // SAFETY: the row lies in the window, which this tile borrows.
@@ -90,6 +91,7 @@ impl<'a> OutTile<'a> {
     ///
     /// # Panics
     /// If `i >= rows`.
+    #[inline(always)]
     pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
         assert!(i < self.rows, "the tile has row {i}");
         // SAFETY: the row lies in the window, which this tile borrows exclusively.

@@ -139,13 +139,11 @@ impl Context<'_> {
                 running[i - 1].next = linear::first_unit(self.layout, index, plan, &running[i].memory);
             }
         }
-        let together = running.len();
         each_sequence(running, segments, [(mixed, inner)], &|sequence, scratch, [out]| {
             let Some(plan) = sequence.plan else { return };
             let range = |width: usize| sequence.first * width..(sequence.first + sequence.rows) * width;
             let stream = LinearStream {
                 next: sequence.next,
-                together,
                 plan,
                 placement: &sequence.placement,
                 memory: &mut sequence.memory,

@@ -57,8 +57,9 @@ pub(super) struct GroupsPart<'a> {
 }
 
 impl<'a> GroupsPart<'a> {
-    fn halve(self) -> (GroupsPart<'a>, GroupsPart<'a>) {
-        let (count, left) = (self.count, self.count / 2);
+    /// The first `left` groups, and the others.
+    fn split(self, left: usize) -> (GroupsPart<'a>, GroupsPart<'a>) {
+        let count = self.count;
         let (deltas, more_deltas) = self.deltas.split_at_mut(self.deltas.len() / count * left);
         let (outputs, more_outputs) = self.outputs.split_at_mut(self.outputs.len() / count * left);
         let preview_len = self.preview.len() / count * left;
@@ -96,27 +97,31 @@ pub(super) struct Operands<'a> {
 }
 
 /// What a unit asks for while it runs, so that memory never idles: by the time it has run, as many lines as its own
-/// base has, beginning one group after its first. Its preparation asks for a share, its groups for the rest.
+/// base has, beginning [`DISTANCE`] after its first. Its preparation asks for a share, its groups for the rest.
 pub(super) struct Requests {
     /// The base of the unit, and of the one after it.
     own: Ahead,
     next: Ahead,
-    group_lines: usize,
+    groups: usize,
+    distance: usize,
     early: usize,
 }
 
 /// Steps of a group that ask for memory: a fold and the window after it.
 const ASKING_STEPS: usize = 2;
 
-/// Lines of a unit's base that it asks for during its preparation: one of so many of a group's.
-const EARLY_SHARE: usize = 3;
+/// How far ahead of its use a line is asked for, in lines: 16 KiB, so that it is still in the first cache by then.
+const DISTANCE: usize = 256;
+
+/// Lines that a preparation asks for, at most. Processors drop requests that come many at a time.
+const EARLY: usize = 96;
 
 impl Requests {
     /// Of a unit of `groups` groups.
     pub(super) fn new(base: &BasePart<'_>, next: Ahead, groups: usize) -> Requests {
         let own = base.values().map_or(Ahead::NONE, Ahead::of_state);
-        let group_lines = own.lines() / groups;
-        Requests { own, next, group_lines, early: group_lines / EARLY_SHARE }
+        let (distance, early) = (DISTANCE.min(own.lines()), EARLY.min(own.lines()));
+        Requests { own, next, groups, distance, early }
     }
 
     /// Lines `from..to` of the unit's base and of what comes after it.
@@ -127,16 +132,15 @@ impl Requests {
 
     /// Asks for part `index` of `count` of what preparation asks for.
     pub(super) fn prepare(&self, index: usize, count: usize) {
-        let at = |index: usize| self.group_lines + self.early * index / count;
+        let at = |index: usize| self.distance + self.early * index / count;
         self.range(at(index), at(index + 1)).into_iter().for_each(Ahead::ask);
     }
 
     /// What step `step` of `steps` of a group asks for.
     fn of_group(&self, group: usize, (step, steps): (usize, usize)) -> [Ahead; 2] {
         let rest = self.own.lines() - self.early;
-        let groups = (self.own.lines() / self.group_lines.max(1)).max(1);
         let at =
-            |step: usize| self.group_lines + self.early + rest * (group * steps + step) / (groups * steps);
+            |step: usize| self.distance + self.early + rest * (group * steps + step) / (self.groups * steps);
         self.range(at(step), at(step + 1))
     }
 }
@@ -150,19 +154,20 @@ enum GroupState {
 }
 
 impl Pass<'_> {
-    /// Runs some groups of a unit, in parallel where there are few units.
-    pub(super) fn groups(&self, operands: &Operands<'_>, part: GroupsPart<'_>) {
-        if part.count == 1 {
-            self.group(operands, part);
-            return;
+    /// Runs some groups of a unit, and leaves half of them to a thread that has no work.
+    pub(super) fn groups(&self, operands: &Operands<'_>, mut part: GroupsPart<'_>) {
+        while part.count > 1 {
+            if crate::par::wanted() {
+                let half = part.count / 2;
+                let (left, right) = part.split(half);
+                crate::par::join(|| self.groups(operands, left), || self.groups(operands, right));
+                return;
+            }
+            let (one, rest) = part.split(1);
+            self.group(operands, one);
+            part = rest;
         }
-        let (left, right) = part.halve();
-        if self.few_units {
-            crate::par::join(|| self.groups(operands, left), || self.groups(operands, right));
-        } else {
-            self.groups(operands, left);
-            self.groups(operands, right);
-        }
+        self.group(operands, part);
     }
 
     /// What group `group` asks for in step `step`: base values, and in the first step what the group after it reads of
@@ -174,13 +179,13 @@ impl Pass<'_> {
         if step > 0 {
             return [own, next, Ahead::NONE, Ahead::NONE];
         }
-        // The entries that are read, and those that will be written.
+        // The entries that are read, and those that will be written. Keys come first, since the next unit begins with them.
         let (log, dk) = (self.plan.log + self.plan.rows, self.layout.spec.key_dim);
         let last_of_unit = (group + 1) * self.layout.spec.key_heads == self.layout.total_groups();
         let log_deltas = Ahead::after(&deltas[..log * self.layout.group_lanes()], deltas.len());
         let keys =
             if last_of_unit { Ahead::after(&all.keys[..log * dk], all.keys.len()) } else { Ahead::NONE };
-        [own, next, log_deltas, keys]
+        [keys, log_deltas, own, next]
     }
 
     fn group(&self, all: &Operands<'_>, part: GroupsPart<'_>) {

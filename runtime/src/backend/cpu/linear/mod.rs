@@ -89,8 +89,6 @@ pub struct LinearStream<'a> {
     pub inputs: RowInputs<'a>,
     /// What is read after this sequence, from [`first_unit`].
     pub next: Ahead,
-    /// Sequences of the batch.
-    pub together: usize,
     /// `[rows][Hv dv]`, receives what the state returns.
     pub out: &'a mut [f32],
 }
@@ -110,8 +108,6 @@ struct Pass<'a> {
     kernels: &'a Kernels,
     layout: &'a LinearLayout,
     state_type: StateType,
-    /// Whether units are worth cutting.
-    few_units: bool,
     /// What is read after the last unit.
     next: Ahead,
     plan: &'a PassPlan,
@@ -138,9 +134,6 @@ pub fn mix_batch<'a>(
     });
 }
 
-/// Units of work from which on they are not cut.
-const ENOUGH_UNITS: usize = 64;
-
 /// What the first unit of a sequence reads of its base in linear layer `index`.
 pub fn first_unit(state: &StateLayout, index: usize, plan: &PassPlan, memory: &SequenceMemory) -> Ahead {
     let layout = &state.linear[index];
@@ -161,7 +154,7 @@ pub(super) fn mix(
     parameters: LinearParameters<'_>,
     stream: LinearStream<'_>,
 ) {
-    let LinearStream { plan, placement, memory, scratch, inputs, next, together, out } = stream;
+    let LinearStream { plan, placement, memory, scratch, inputs, next, out } = stream;
     let layout = &state.linear[index];
     let (spec, needed) = (&layout.spec, plan.log + plan.rows);
     let layers = &state.linear;
@@ -194,7 +187,6 @@ pub(super) fn mix(
         kernels,
         layout,
         state_type: state.state_type,
-        few_units: together * spec.key_heads < ENOUGH_UNITS,
         next,
         plan,
         placement,

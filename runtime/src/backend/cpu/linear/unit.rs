@@ -27,8 +27,9 @@ pub(super) struct HeadsPart<'a> {
 }
 
 impl<'a> HeadsPart<'a> {
-    fn halve(self) -> (HeadsPart<'a>, HeadsPart<'a>) {
-        let (count, left) = (self.count, self.count / 2);
+    /// The first `left` key heads, and the others.
+    fn split(self, left: usize) -> (HeadsPart<'a>, HeadsPart<'a>) {
+        let count = self.count;
         let (keys, more_keys) = self.keys.split_at_mut(self.keys.len() / count * left);
         let (deltas, more_deltas) = self.deltas.split_at_mut(self.deltas.len() / count * left);
         let (gates, more_gates) = self.gates.split_at_mut(self.gates.len() / count * left);
@@ -102,13 +103,23 @@ fn value_head(spec: &LinearSpec, key_head: usize, j: usize) -> usize {
 }
 
 impl Pass<'_> {
-    /// Runs the units of some key heads.
-    pub(super) fn key_heads(&self, part: HeadsPart<'_>) {
-        if part.count > 1 {
-            let (left, right) = part.halve();
-            crate::par::join(|| self.key_heads(left), || self.key_heads(right));
-            return;
+    /// Runs the units of some key heads, and leaves half of them to a thread that has no work.
+    pub(super) fn key_heads(&self, mut part: HeadsPart<'_>) {
+        while part.count > 1 {
+            if crate::par::wanted() {
+                let half = part.count / 2;
+                let (left, right) = part.split(half);
+                crate::par::join(|| self.key_heads(left), || self.key_heads(right));
+                return;
+            }
+            let (one, rest) = part.split(1);
+            self.key_head(one);
+            part = rest;
         }
+        self.key_head(part);
+    }
+
+    fn key_head(&self, part: HeadsPart<'_>) {
         let mut scratch = IDLE.with_borrow_mut(Vec::pop).unwrap_or_default();
         self.unit(part, &mut scratch);
         IDLE.with_borrow_mut(|idle| idle.push(scratch));
