@@ -200,7 +200,7 @@ fn long_answers_keep_their_bits() {
 #[test]
 #[ignore = "takes a minute"]
 fn very_long_answers_keep_their_bits() {
-    answers_keep_their_bits(4200);
+    answers_keep_their_bits(4000);
 }
 
 fn answers_keep_their_bits(tokens: usize) {
