@@ -193,17 +193,7 @@ fn adaptive_drafts_beside_prompts_change_no_token() {
 /// Long greedy answers keep their bits with drafts of the head, at the plain recurrence and with the buffer.
 #[test]
 fn long_answers_keep_their_bits() {
-    answers_keep_their_bits(600);
-}
-
-/// The same over thousands of tokens: `cargo test -p millpond-tests --test engine_speculation -- --ignored`.
-#[test]
-#[ignore = "takes a minute"]
-fn very_long_answers_keep_their_bits() {
-    answers_keep_their_bits(4000);
-}
-
-fn answers_keep_their_bits(tokens: usize) {
+    let tokens = 4000;
     let model = built_in_model();
     let request = Request { logprobs: Some(1), ..greedy(&story(&model), tokens) };
     for interval in [1, 16] {

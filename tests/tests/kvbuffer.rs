@@ -249,18 +249,7 @@ fn every_instruction_set_gives_the_same_bits() {
 
 #[test]
 fn fold_intervals_differ_by_rounding_only() {
-    fold_intervals_differ_by_rounding(200);
-}
-
-/// The same over thousands of tokens: `cargo test -p millpond-tests --test kvbuffer -- --ignored`.
-#[test]
-#[ignore = "takes a minute"]
-fn fold_intervals_differ_by_rounding_only_after_thousands_of_tokens() {
-    fold_intervals_differ_by_rounding(4000);
-}
-
-fn fold_intervals_differ_by_rounding(count: usize) {
-    let tokens = stream(21, count);
+    let tokens = stream(21, 4000);
     let mut plain = runner(dense(), options(1, 0, StateType::F32), 1, Isa::detect());
     let expected = yardstick(&mut plain, &tokens, 0).concat();
     for interval in [2, 7, 16, 64] {
