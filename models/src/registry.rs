@@ -15,7 +15,7 @@ type FromConfig = fn(&str, &JsonFields<'_>, &JsonFields<'_>, HasTensor<'_>) -> R
 const GGUF: [(&str, FromGguf); 3] =
     [("qwen35", qwen35::from_gguf), ("qwen35moe", qwen35::from_gguf), ("qwen3next", qwen3next::from_gguf)];
 
-/// The names in [`GGUF`].
+/// The architectures that GGUF files may name.
 pub const GGUF_ARCHITECTURES: &[&str] = &["qwen35", "qwen35moe", "qwen3next"];
 
 /// `model_type` of `config.json`, the architecture it is, and its reader.
@@ -27,7 +27,7 @@ const CONFIG: [(&str, &str, FromConfig); 5] = [
     ("qwen3_next", "qwen3next", qwen3next::from_config),
 ];
 
-/// The names in [`CONFIG`].
+/// The values of `model_type` that configuration files may have.
 pub const MODEL_TYPES: &[&str] =
     &["qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"];
 
