@@ -1,6 +1,7 @@
 //! The one door to other threads: a private team, called together once per forward pass.
 
 mod crew;
+mod cut;
 mod shared;
 
 use std::ops::Range;
@@ -9,8 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crew::{Crew, Pass, WAITED, present};
-pub use crew::{join, wanted};
+pub use crew::join;
+use crew::{Crew, Pass, WAITED, present, wanted};
+pub(crate) use cut::{Cut, each_piece};
 pub(crate) use shared::SharedRows;
 
 /// Why a team of threads could not be started.
@@ -242,7 +244,7 @@ pub(crate) fn each_mut<T: Send>(items: &mut [T], grain: usize, work: impl Fn(usi
 }
 
 /// Calls `work` for every whole chunk of `width` items, `grain` chunks at a time.
-pub(crate) fn each_chunk<T: Send>(
+pub fn each_chunk<T: Send>(
     items: &mut [T],
     width: usize,
     grain: usize,
@@ -253,7 +255,7 @@ pub(crate) fn each_chunk<T: Send>(
 
 /// Calls `work` for every whole chunk of the first items, each of the given width, with the chunk of the second at the
 /// same index, `grain` at a time.
-pub(crate) fn each_pair<A: Send, B: Send>(
+pub fn each_pair<A: Send, B: Send>(
     first: (&mut [A], usize),
     second: (&mut [B], usize),
     grain: usize,

@@ -141,7 +141,7 @@ pub fn join<A, B: Send>(first: impl FnOnce() -> A, second: impl FnOnce() -> B + 
 ///
 /// An offer costs about a tenth of a microsecond, whether it is taken or not. Those who have many small units ask before
 /// they offer.
-pub fn wanted() -> bool {
+pub(super) fn wanted() -> bool {
     let crew = CREW.get();
     if crew.is_null() {
         return false;

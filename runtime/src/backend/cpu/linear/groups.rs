@@ -5,6 +5,7 @@ use millpond_simd::matmul::OutTile;
 
 use super::Pass;
 use super::placement::Placed;
+use crate::par::Cut;
 
 /// A part of a layer's base, as far as this pass may touch it.
 pub(super) enum BasePart<'a> {
@@ -56,9 +57,12 @@ pub(super) struct GroupsPart<'a> {
     pub(super) preview: StateMut<'a>,
 }
 
-impl<'a> GroupsPart<'a> {
-    /// The first `left` groups, and the others.
-    fn split(self, left: usize) -> (GroupsPart<'a>, GroupsPart<'a>) {
+impl Cut for GroupsPart<'_> {
+    fn pieces(&self) -> usize {
+        self.count
+    }
+
+    fn split(self, left: usize) -> (Self, Self) {
         let count = self.count;
         let (deltas, more_deltas) = self.deltas.split_at_mut(self.deltas.len() / count * left);
         let (outputs, more_outputs) = self.outputs.split_at_mut(self.outputs.len() / count * left);
@@ -154,20 +158,9 @@ enum GroupState {
 }
 
 impl Pass<'_> {
-    /// Runs some groups of a unit, and leaves half of them to a thread that has no work.
-    pub(super) fn groups(&self, operands: &Operands<'_>, mut part: GroupsPart<'_>) {
-        while part.count > 1 {
-            if crate::par::wanted() {
-                let half = part.count / 2;
-                let (left, right) = part.split(half);
-                crate::par::join(|| self.groups(operands, left), || self.groups(operands, right));
-                return;
-            }
-            let (one, rest) = part.split(1);
-            self.group(operands, one);
-            part = rest;
-        }
-        self.group(operands, part);
+    /// Runs some groups of a unit.
+    pub(super) fn groups(&self, operands: &Operands<'_>, part: GroupsPart<'_>) {
+        crate::par::each_piece(part, &|group| self.group(operands, group));
     }
 
     /// What group `group` asks for in step `step`: base values, and in the first step what the group after it reads of

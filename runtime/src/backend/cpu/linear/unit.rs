@@ -10,6 +10,7 @@ use super::Pass;
 use super::groups::{BasePart, GroupsPart, Operands, Requests};
 use super::placement::Placed;
 use crate::backend::cpu::scratch::{Buffer, grown};
+use crate::par::Cut;
 use crate::state::memory::StateType;
 
 /// The log and the base of consecutive key heads.
@@ -26,9 +27,12 @@ pub(super) struct HeadsPart<'a> {
     pub(super) base: BasePart<'a>,
 }
 
-impl<'a> HeadsPart<'a> {
-    /// The first `left` key heads, and the others.
-    fn split(self, left: usize) -> (HeadsPart<'a>, HeadsPart<'a>) {
+impl Cut for HeadsPart<'_> {
+    fn pieces(&self) -> usize {
+        self.count
+    }
+
+    fn split(self, left: usize) -> (Self, Self) {
         let count = self.count;
         let (keys, more_keys) = self.keys.split_at_mut(self.keys.len() / count * left);
         let (deltas, more_deltas) = self.deltas.split_at_mut(self.deltas.len() / count * left);
@@ -103,20 +107,9 @@ fn value_head(spec: &LinearSpec, key_head: usize, j: usize) -> usize {
 }
 
 impl Pass<'_> {
-    /// Runs the units of some key heads, and leaves half of them to a thread that has no work.
-    pub(super) fn key_heads(&self, mut part: HeadsPart<'_>) {
-        while part.count > 1 {
-            if crate::par::wanted() {
-                let half = part.count / 2;
-                let (left, right) = part.split(half);
-                crate::par::join(|| self.key_heads(left), || self.key_heads(right));
-                return;
-            }
-            let (one, rest) = part.split(1);
-            self.key_head(one);
-            part = rest;
-        }
-        self.key_head(part);
+    /// Runs the units of some key heads.
+    pub(super) fn key_heads(&self, part: HeadsPart<'_>) {
+        crate::par::each_piece(part, &|head| self.key_head(head));
     }
 
     fn key_head(&self, part: HeadsPart<'_>) {
