@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use millpond::par::{Team, join};
+use millpond::par::{Team, each_chunk, each_pair};
 use millpond::state::arena::Arena;
 use millpond_simd::Isa;
 use millpond_simd::memory::MemoryKernels;
@@ -101,59 +101,30 @@ impl Probe {
         }
     }
 
-    fn read(&self, team: &Team, ahead: usize) -> f64 {
-        let kernels = self.kernels;
-        let seconds = timed(team, || {
-            std::hint::black_box(read_all(self.values.values(), &|values| kernels.read(values, ahead)));
-        });
-        self.values.bytes() as f64 / seconds
+    fn read(&mut self, team: &Team, ahead: usize) -> f64 {
+        let (kernels, bytes) = (self.kernels, self.values.bytes() as f64);
+        let values = self.values.values_mut();
+        let read = |_, values: &mut [f32]| {
+            std::hint::black_box(kernels.read(values, ahead));
+        };
+        bytes / timed(team, || each_chunk(values, UNIT, 1, read))
     }
 
     fn update(&mut self, team: &Team, ahead: usize) -> f64 {
         let (kernels, bytes) = (self.kernels, self.values.bytes() as f64);
         let values = self.values.values_mut();
         let factor = std::hint::black_box(1.0);
-        2.0 * bytes / timed(team, || update_all(values, &|values| kernels.update(values, factor, ahead)))
+        let update = |_, values: &mut [f32]| kernels.update(values, factor, ahead);
+        2.0 * bytes / timed(team, || each_chunk(values, UNIT, 1, update))
     }
 
     fn copy(&mut self, team: &Team) -> f64 {
         let (kernels, bytes) = (self.kernels, self.values.bytes() as f64);
         let values = self.values.values_mut();
         let (from, to) = values.split_at_mut(values.len() / 2);
-        bytes / timed(team, || copy_all(from, to, &|from, to| kernels.copy_streaming(from, to)))
+        let copy = |_, to: &mut [f32], from: &mut [f32]| kernels.copy_streaming(from, to);
+        bytes / timed(team, || each_pair((to, UNIT), (from, UNIT), 1, copy))
     }
-}
-
-/// A sum over all values, by the threads of the team. Each goes through a stretch of its own, as units of a layer do.
-fn read_all(values: &[f32], read: &(impl Fn(&[f32]) -> f32 + Sync)) -> f32 {
-    if values.len() <= UNIT {
-        return read(values);
-    }
-    let (left, right) = values.split_at(middle(values.len()));
-    let (left, right) = join(|| read_all(left, read), || read_all(right, read));
-    left + right
-}
-
-fn update_all(values: &mut [f32], update: &(impl Fn(&mut [f32]) + Sync)) {
-    if values.len() <= UNIT {
-        return update(values);
-    }
-    let (left, right) = values.split_at_mut(middle(values.len()));
-    join(|| update_all(left, update), || update_all(right, update));
-}
-
-fn copy_all(from: &[f32], to: &mut [f32], copy: &(impl Fn(&[f32], &mut [f32]) + Sync)) {
-    if from.len() <= UNIT {
-        return copy(from, to);
-    }
-    let ((left, right), (to_left, to_right)) =
-        (from.split_at(middle(from.len())), to.split_at_mut(middle(from.len())));
-    join(|| copy_all(left, to_left, copy), || copy_all(right, to_right, copy));
-}
-
-/// Half of a length, in whole units.
-fn middle(len: usize) -> usize {
-    len.div_ceil(UNIT) / 2 * UNIT
 }
 
 fn timed(team: &Team, work: impl FnOnce()) -> f64 {
