@@ -92,13 +92,14 @@ fn text(loaded: &[(String, Stats)], labelled: bool, requests: u64, uptime: f64) 
     COUNTERS.iter().for_each(|figure| add(figure, "_total", "counter"));
     GAUGES.iter().for_each(|figure| add(figure, "", "gauge"));
     // llama-server's names for the same, for dashboards that know those.
+    let sum = together(loaded);
     for (name, help, kind, value) in LLAMA_CPP {
-        let value = value(&together(loaded));
+        let value = value(&sum);
         text.push_str(&format!(
             "# HELP llamacpp:{name} {help}.\n# TYPE llamacpp:{name} {kind}\nllamacpp:{name} {value}\n"
         ));
     }
-    text.push_str(&by_place(&together(loaded).accepted_by_place));
+    text.push_str(&by_place(&sum.accepted_by_place));
     text
 }
 
