@@ -221,6 +221,15 @@ fn file_of(argument: &str) -> anyhow::Result<PathBuf> {
     if argument.is_empty() { Err(usage("which file?")) } else { Ok(PathBuf::from(argument)) }
 }
 
+/// The file of the history, unless it cannot be used: it is left as it is then, as the conversation does not need it.
+fn usable(path: PathBuf, used: rustyline::Result<()>) -> Option<PathBuf> {
+    if let Err(error) = used {
+        super::output::note!("millpond: no history: {}: {error}", path.display());
+        return None;
+    }
+    Some(path)
+}
+
 /// Reads lines with history.
 struct Prompt {
     editor: DefaultEditor,
@@ -233,11 +242,8 @@ impl Prompt {
         let mut editor = DefaultEditor::new()?;
         let mut history = history_file();
         if let Some(path) = history.take_if(|path| path.exists()) {
-            match editor.load_history(&path) {
-                Ok(()) => history = Some(path),
-                // A damaged file is left as it is; the conversation does not need it.
-                Err(error) => super::output::note!("millpond: no history: {}: {error}", path.display()),
-            }
+            let loaded = editor.load_history(&path);
+            history = usable(path, loaded);
         }
         Ok(Prompt { editor, history, warned: false })
     }
@@ -281,10 +287,8 @@ impl Prompt {
     fn remember(&mut self, text: &str) -> anyhow::Result<()> {
         let added = self.editor.add_history_entry(text)?;
         if let Some(path) = self.history.take_if(|_| added) {
-            match self.editor.append_history(&path) {
-                Ok(()) => self.history = Some(path),
-                Err(error) => super::output::note!("millpond: no history: {}: {error}", path.display()),
-            }
+            let added = self.editor.append_history(&path);
+            self.history = usable(path, added);
         }
         Ok(())
     }
