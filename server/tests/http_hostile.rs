@@ -198,14 +198,7 @@ fn a_reader_that_stops_is_dropped_and_its_work_ends() {
     // So much comes with each token that the system's buffers do not hold the answer.
     let body =
         json!({"prompt": "Once", "n_predict": 3800, "ignore_eos": true, "stream": true, "n_probs": 64});
-    let body = body.to_string();
-    let mut socket = server.connect();
-    let head = format!(
-        "POST /completion HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-        server.address,
-        body.len()
-    );
-    socket.write_all((head + &body).as_bytes()).unwrap();
+    let socket = server.send("/completion", &body);
     eventually("it is given up", || server.stats().cancelled == 1);
     assert_eq!((server.stats().reserved_bytes, server.stats().completed), (0, 0));
     drop(socket);

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -11,19 +11,6 @@ use std::time::Duration;
 use common::{Server, alone, config, eventually};
 use millpond::engine::EngineOptions;
 use serde_json::{Value, json};
-
-/// Sends a request without reading the answer.
-fn send(server: &Server, path: &str, body: &Value) -> TcpStream {
-    let body = body.to_string();
-    let mut socket = server.connect();
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-        server.address,
-        body.len()
-    );
-    socket.write_all((head + &body).as_bytes()).unwrap();
-    socket
-}
 
 fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
@@ -42,7 +29,7 @@ fn clients_that_leave_anywhere_leave_nothing_behind() {
     for i in 0..60 {
         let prompt = story.repeat(1 + i * 7 % 20);
         let body = json!({"prompt": prompt, "max_tokens": 400, "ignore_eos": true, "stream": i % 2 == 0});
-        let socket = send(&server, "/v1/completions", &body);
+        let socket = server.send("/v1/completions", &body);
         match i % 4 {
             // In the queue, or in the middle of the prompt.
             0 => {}
@@ -186,7 +173,7 @@ fn streams_go_on_while_a_long_prompt_is_read() {
     let options = EngineOptions { threads: 2, max_gap: Duration::from_millis(1), ..EngineOptions::default() };
     let server = Server::with(config(), options);
     let body = json!({"prompt": "Once", "max_tokens": 3500, "ignore_eos": true, "stream": true});
-    let sockets: Vec<TcpStream> = (0..3).map(|_| send(&server, "/v1/completions", &body)).collect();
+    let sockets: Vec<TcpStream> = (0..3).map(|_| server.send("/v1/completions", &body)).collect();
     let tokens_of = || -> Vec<usize> { server.stats().slots.iter().map(|slot| slot.generated).collect() };
     let readers: Vec<_> = sockets
         .iter()
@@ -232,7 +219,7 @@ fn equal_streams_get_equal_shares() {
     let sockets: Vec<TcpStream> = (0..8)
         .map(|i| {
             let body = json!({"prompt": format!("Frog {i} said"), "max_tokens": 1500, "ignore_eos": true});
-            send(&server, "/v1/completions", &body)
+            server.send("/v1/completions", &body)
         })
         .collect();
     eventually("all of them generate", || {

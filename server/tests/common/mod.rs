@@ -133,6 +133,19 @@ impl Server {
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         stream
     }
+
+    /// Sends a request without reading the answer.
+    pub(crate) fn send(&self, path: &str, body: &Value) -> TcpStream {
+        let body = body.to_string();
+        let mut socket = self.connect();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            self.address,
+            body.len()
+        );
+        socket.write_all((head + &body).as_bytes()).unwrap();
+        socket
+    }
 }
 
 impl Drop for Server {
