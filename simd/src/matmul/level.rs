@@ -1,10 +1,12 @@
 //! The kernels of one instruction-set level, put together.
 
-/// The kernels of one level: everything generic, compiled with its features. `$rows` are the activation rows of
+/// The kernels of one level: everything generic, compiled with its features. `$few_256`, `$few_32` and `$few_q80` are
+/// the most activation rows with which weights in blocks of 256, of 32 and of Q8_0 are read row after row. `$rows` are the activation rows of
 /// tiles, largest first, `$panels` their panels, `$float_weights` and `$float_rows` the sides of float tiles.
 macro_rules! level {
     (
         $module:ident, $isa:ident, $simd:ty, $features:literal,
+        few: [$few_256:literal, $few_32:literal, $few_q80:literal],
         rows: [$($rows:literal),*], panels: $panels:literal, floats: $float_weights:literal x $float_rows:literal
     ) => {
         pub(in crate::matmul) mod $module {
@@ -37,16 +39,26 @@ macro_rules! level {
                         QFormat::F32 => floats::matmul::<S, F32, $float_weights, $float_rows>(product, out),
                         QFormat::F16 => floats::matmul::<S, F16, $float_weights, $float_rows>(product, out),
                         QFormat::BF16 => floats::matmul::<S, BF16, $float_weights, $float_rows>(product, out),
-                        _ if out.rows() == 1 => one(product, out),
-                        QFormat::Q8_0 if out.rows() == 2 => rows::blocks_of_32::<S, Q80<S>, 2>(product, out),
+                        format if out.rows() <= most_in_rows(format) => in_rows(product, out),
                         format => panels::matmul(&panel_kernel(format), product, out),
                     }
                 }
             }
 
-            /// The product with one activation row, for block formats.
+            /// The most activation rows with which weights are read row after row.
+            const fn most_in_rows(format: QFormat) -> usize {
+                match format {
+                    QFormat::Q8_0 => $few_q80,
+                    // Its sub-scales meet ints, not words: that costs more a row than a panel does.
+                    QFormat::IQ4XS => 1,
+                    _ if format.block_len() == 256 => $few_256,
+                    _ => $few_32,
+                }
+            }
+
+            /// The product with few activation rows, for block formats.
             #[target_feature(enable = $features)]
-            fn one(product: &Product<'_>, out: &mut OutTile<'_>) {
+            fn in_rows(product: &Product<'_>, out: &mut OutTile<'_>) {
                 // SAFETY: this function is compiled for, and only called with, the instruction set.
                 unsafe {
                     match product.format {
@@ -56,13 +68,13 @@ macro_rules! level {
                         QFormat::Q5K => rows::blocks_of_256::<S, Q5K<S>>(product, out),
                         QFormat::Q6K => rows::blocks_of_256::<S, Q6K<S>>(product, out),
                         QFormat::IQ4XS => rows::blocks_of_256::<S, IQ4XS<S>>(product, out),
-                        QFormat::Q4_0 => rows::blocks_of_32::<S, Q40<S>, 1>(product, out),
-                        QFormat::Q4_1 => rows::blocks_of_32::<S, Q41<S>, 1>(product, out),
-                        QFormat::Q5_0 => rows::blocks_of_32::<S, Q50<S>, 1>(product, out),
-                        QFormat::Q5_1 => rows::blocks_of_32::<S, Q51<S>, 1>(product, out),
-                        QFormat::IQ4NL => rows::blocks_of_32::<S, IQ4NL<S>, 1>(product, out),
-                        QFormat::MXFP4 => rows::blocks_of_32::<S, Fp4<S>, 1>(product, out),
-                        _ => rows::blocks_of_32::<S, Q80<S>, 1>(product, out),
+                        QFormat::Q4_0 => rows::blocks_of_32::<S, Q40<S>>(product, out),
+                        QFormat::Q4_1 => rows::blocks_of_32::<S, Q41<S>>(product, out),
+                        QFormat::Q5_0 => rows::blocks_of_32::<S, Q50<S>>(product, out),
+                        QFormat::Q5_1 => rows::blocks_of_32::<S, Q51<S>>(product, out),
+                        QFormat::IQ4NL => rows::blocks_of_32::<S, IQ4NL<S>>(product, out),
+                        QFormat::MXFP4 => rows::blocks_of_32::<S, Fp4<S>>(product, out),
+                        _ => rows::blocks_of_32::<S, Q80<S>>(product, out),
                     }
                 }
             }

@@ -128,6 +128,29 @@ pub(super) trait Simd: Copy {
 
     /// The sum of sixteen ints and the sum of eight.
     unsafe fn totals(v: Self::Vector, half: Self::Half) -> (i32, i32);
+    /// The sums of sixteen ints, then the sums of eight.
+    #[inline(always)]
+    unsafe fn totals_of_two(v: [Self::Vector; 2], halves: [Self::Half; 2]) -> [i32; 4] {
+        let ([a, b], [c, d]) = (v, halves);
+        // SAFETY: the trait's promise.
+        let ((a, c), (b, d)) = unsafe { (Self::totals(a, c), Self::totals(b, d)) };
+        [a, b, c, d]
+    }
+    /// The sums of sixteen ints.
+    #[inline(always)]
+    unsafe fn totals_of_four(v: [Self::Vector; 4]) -> [i32; 4] {
+        // SAFETY: the trait's promise.
+        unsafe {
+            let none = Self::load_half([0i32; 8].as_ptr().cast());
+            v.map(|v| Self::totals(v, none).0)
+        }
+    }
+    /// The sums of eight ints.
+    #[inline(always)]
+    unsafe fn totals_of_four_halves(v: [Self::Half; 4]) -> [i32; 4] {
+        // SAFETY: the trait's promise.
+        unsafe { v.map(|half| Self::totals(Self::zero(), half).1) }
+    }
     /// The sum of the first eight ints of each, and that of the last eight.
     unsafe fn totals_by_half(v: [Self::Vector; 4]) -> [Self::FourInts; 2];
 

@@ -348,6 +348,27 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn totals_of_two(v: [Two<__m256i>; 2], halves: [__m256i; 2]) -> [i32; 4] {
+        // SAFETY: the trait's promise.
+        unsafe {
+            let [a, b] = v.map(|v| _mm256_add_epi32(v.0, v.1));
+            super::four_of(super::totals_of_four([a, b, halves[0], halves[1]]))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn totals_of_four(v: [Two<__m256i>; 4]) -> [i32; 4] {
+        // SAFETY: the trait's promise.
+        unsafe { super::four_of(super::totals_of_four(v.map(|v| _mm256_add_epi32(v.0, v.1)))) }
+    }
+
+    #[inline(always)]
+    unsafe fn totals_of_four_halves(v: [__m256i; 4]) -> [i32; 4] {
+        // SAFETY: the trait's promise.
+        unsafe { super::four_of(super::totals_of_four(v)) }
+    }
+
+    #[inline(always)]
     unsafe fn totals_by_half(v: [Two<__m256i>; 4]) -> [__m128i; 2] {
         // SAFETY: the trait's promise.
         unsafe {

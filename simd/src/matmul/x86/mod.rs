@@ -66,6 +66,15 @@ macro_rules! fours {
 }
 use fours;
 
+/// Four ints.
+#[inline(always)]
+unsafe fn four_of(v: __m128i) -> [i32; 4] {
+    let mut ints = [0; 4];
+    // SAFETY: the caller has AVX2; there is room for four ints.
+    unsafe { _mm_storeu_si128(ints.as_mut_ptr().cast(), v) };
+    ints
+}
+
 /// The sum of eight ints and of eight others.
 #[inline(always)]
 unsafe fn totals_of_eight(a: __m256i, b: __m256i) -> (i32, i32) {
@@ -104,19 +113,23 @@ unsafe fn tree_sum_of_eight(v: __m256) -> f32 {
 
 level!(
     avx2_level, Avx2, avx2::Avx2<false>, "avx2,fma,f16c",
+    few: [16, 4, 8],
     rows: [3, 2], panels: 1, floats: 2 x 2
 );
 level!(
     avxvnni_level, AvxVnni, avx2::Avx2<true>, "avx2,fma,f16c,avxvnni",
+    few: [1, 1, 2],
     rows: [3, 2], panels: 1, floats: 2 x 2
 );
 level!(
     avx512_level, Avx512, avx512::Avx512<false>,
     "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq",
+    few: [1, 1, 2],
     rows: [6, 4, 2], panels: 2, floats: 4 x 4
 );
 level!(
     avx512vnni_level, Avx512Vnni, avx512::Avx512<true>,
     "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni",
+    few: [1, 1, 2],
     rows: [6, 4, 2], panels: 2, floats: 4 x 4
 );
