@@ -115,6 +115,22 @@ impl Asking {
         self.ask_lines(s, count);
     }
 
+    /// The requests that are due once `step` steps are done, to be made over `rows` rows. Those of a range that ends
+    /// are made at once.
+    #[inline(always)]
+    pub(super) fn spread<S: Simd>(&mut self, s: S, step: usize, rows: usize) -> Spread {
+        let due = (step * self.rate) >> PLACES;
+        if due.saturating_sub(self.asked) > self.left {
+            self.ask_over(s, due);
+        }
+        let lines = due.saturating_sub(self.asked).min(self.left);
+        let spread = Spread { address: self.address, rate: (lines << PLACES) / rows.max(1), due: 0 };
+        self.address = self.address.wrapping_add(lines * LINE);
+        self.left -= lines;
+        self.asked += lines;
+        spread
+    }
+
     /// The same where a range ends.
     #[cold]
     #[inline(never)]
@@ -142,5 +158,26 @@ impl Asking {
         self.address = self.address.wrapping_add(count * LINE);
         self.left -= count;
         self.asked += count;
+    }
+}
+
+/// Requests spread over the rows of a loop, which they leave the registers to: no call is among them.
+pub(super) struct Spread {
+    address: usize,
+    /// Lines per row, in fixed point, and what is due of the next line.
+    rate: usize,
+    due: usize,
+}
+
+impl Spread {
+    /// The requests of a row.
+    #[inline(always)]
+    pub(super) fn ask_row<S: Simd>(&mut self, s: S) {
+        self.due += self.rate;
+        while self.due >= 1 << PLACES {
+            s.prefetch(std::ptr::without_provenance::<u8>(self.address));
+            self.address = self.address.wrapping_add(LINE);
+            self.due -= 1 << PLACES;
+        }
     }
 }

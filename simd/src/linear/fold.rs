@@ -114,18 +114,47 @@ fn fold_all<S: Simd, E: Stored>(
         assert_eq!(source.len(), state.len(), "states of one size");
     }
     let mut asking = Asking::new(ahead, tiles * dk);
+    if S::ROW_BLOCK < 8 {
+        fold_in_order(s, source, state, entries, &mut asking);
+        return;
+    }
     let mut tile = 0;
     while tile < tiles {
         let left = tiles - tile;
-        tile += match 2 * S::ROW_BLOCK {
-            16 if left >= 4 && count < MANY_ENTRIES => {
+        tile += match left {
+            4.. if count < MANY_ENTRIES => {
                 fold_columns::<S, E, 4, 4>(s, source, state, entries, tile, &mut asking)
             }
-            16 if left >= 2 => fold_columns::<S, E, 8, 2>(s, source, state, entries, tile, &mut asking),
-            16 => fold_columns::<S, E, 16, 1>(s, source, state, entries, tile, &mut asking),
-            8.. => fold_columns::<S, E, 8, 1>(s, source, state, entries, tile, &mut asking),
-            _ => fold_columns::<S, E, 4, 1>(s, source, state, entries, tile, &mut asking),
+            2.. => fold_columns::<S, E, 8, 2>(s, source, state, entries, tile, &mut asking),
+            _ => fold_columns::<S, E, 16, 1>(s, source, state, entries, tile, &mut asking),
         };
+    }
+}
+
+/// All rows of all tiles, a few rows of one tile at a time, for instruction sets of few registers. Goes through the
+/// state in the order of memory.
+#[inline(always)]
+fn fold_in_order<S: Simd, E: Stored>(
+    s: S,
+    source: Source<'_, E>,
+    state: &mut [E],
+    entries: &Entries<'_>,
+    asking: &mut Asking,
+) {
+    const ROWS: usize = 4;
+    let dk = entries.dk;
+    let tiles = state.len() / (dk * LANES);
+    let whole = dk / ROWS * ROWS;
+    for k in (0..whole).step_by(ROWS) {
+        for tile in 0..tiles {
+            asking.ask(s, tiles * k + ROWS * (tile + 1));
+            fold_rows::<S, E, ROWS, 1>(s, source, state, entries, tile, k);
+        }
+    }
+    for k in whole..dk {
+        for tile in 0..tiles {
+            fold_rows::<S, E, 1, 1>(s, source, state, entries, tile, k);
+        }
     }
 }
 
@@ -183,20 +212,28 @@ fn fold_rows<S: Simd, E: Stored, const R: usize, const N: usize>(
             }
         }
     }
-    for (i, &weight) in entries.weights.iter().enumerate() {
-        let (values, _) = entries.deltas[i * entries.delta_stride + tile * LANES..][..N * LANES].as_chunks();
+    let (count, dk, stride) = (entries.weights.len(), entries.dk, entries.delta_stride);
+    let lanes = (tile + N) * LANES;
+    assert!(k + R <= dk && entries.keys.len() >= count * dk, "keys of these rows");
+    assert!(count == 0 || entries.deltas.len() >= (count - 1) * stride + lanes, "deltas of these tiles");
+    let mut keys = entries.keys.as_ptr().wrapping_add(k);
+    let mut values = entries.deltas.as_ptr().wrapping_add(tile * LANES);
+    for &weight in entries.weights {
+        // SAFETY: as asserted above, each entry has keys of these rows and deltas of these tiles.
+        let (key, delta) = unsafe { (&*keys.cast::<[f32; R]>(), &*values.cast::<[[f32; LANES]; N]>()) };
         let weight = s.splat(weight);
         let mut deltas = [s.zero(); N];
         for n in 0..N {
-            deltas[n] = s.mul(weight, s.load(&values[n]));
+            deltas[n] = s.mul(weight, s.load(&delta[n]));
         }
-        let keys = &entries.keys[i * entries.dk + k..][..R];
         for r in 0..R {
-            let key = s.splat(keys[r]);
+            let key = s.splat(key[r]);
             for n in 0..N {
                 sums[r][n] = s.fma(key, deltas[n], sums[r][n]);
             }
         }
+        keys = keys.wrapping_add(dk);
+        values = values.wrapping_add(stride);
     }
     for r in 0..R {
         let (state, _) = state[at(r)].as_chunks_mut();

@@ -5,7 +5,7 @@ use super::state::State;
 use super::{PANEL_ROWS, blocks, panel_len};
 use crate::LANES;
 use crate::matmul::OutTile;
-use crate::vector::lanes::{Element, Simd};
+use crate::vector::lanes::{Element, Lane, Simd};
 
 /// A window of `T = beta.len()` tokens over consecutive tiles of one value head.
 #[derive(Debug)]
@@ -104,28 +104,148 @@ fn wide_block<S: Simd, E: Element>(
     }
 }
 
-/// All rows of a panel block, two at a time, for instruction sets of few registers.
+/// Tiles that narrow blocks go through together: as many as a group of tiles has, so that they read the state in order.
+const NARROW_TILES: usize = 4;
+
+/// Rows of the state that narrow blocks pass over at a time. All blocks of a panel read these rows while they are in the
+/// first cache, and keep their sums in memory in between.
+const STRETCH: usize = 32;
+
+/// Sums of a panel block over [`NARROW_TILES`] tiles: those of its keys, then those of its queries.
+type NarrowSums = [[Lane; 2 * PANEL_ROWS]; NARROW_TILES];
+
+/// All rows of a panel block, for instruction sets of few registers. Several rows go through the state stretch by stretch,
+/// for as many tiles as their sums have room for; a single one needs no second look at it.
 #[inline(always)]
 fn narrow_block<S: Simd, E: Element>(
     s: S,
     args: &mut WindowTile<'_>,
     state: Option<&[E]>,
-    mut rows: Rows,
+    rows: Rows,
     tile: usize,
     left: usize,
     asking: &mut Asking,
 ) -> usize {
-    if rows.count == 1 && left >= 2 {
-        return block::<S, E, 1, 2>(s, args, state, rows, tile, asking);
+    if rows.count == 1 {
+        return match left {
+            1 => block::<S, E, 1, 1>(s, args, state, rows, tile, asking),
+            _ => block::<S, E, 1, 2>(s, args, state, rows, tile, asking),
+        };
     }
-    while rows.offset + 2 <= rows.count {
-        block::<S, E, 2, 1>(s, args, state, rows, tile, asking);
-        rows.offset += 2;
+    let tiles = left.min(NARROW_TILES);
+    let mut all: NarrowSums = [[[0.0; LANES]; 2 * PANEL_ROWS]; NARROW_TILES];
+    if let Some(state) = state {
+        for first in (0..args.dk).step_by(STRETCH) {
+            let end = args.dk.min(first + STRETCH);
+            for part in 0..tiles {
+                let stretch = Stretch { first, end, tile, tiles, part };
+                let mut rows = rows;
+                while rows.offset < rows.count {
+                    let taken = narrow_rows(rows);
+                    match taken {
+                        1 => narrow_sums::<S, E, 1>(s, args, state, rows, stretch, &mut all, asking),
+                        2 => narrow_sums::<S, E, 2>(s, args, state, rows, stretch, &mut all, asking),
+                        _ => narrow_sums::<S, E, 3>(s, args, state, rows, stretch, &mut all, asking),
+                    }
+                    rows.offset += taken;
+                }
+            }
+        }
     }
-    if rows.offset < rows.count {
-        block::<S, E, 1, 1>(s, args, state, rows, tile, asking);
+    for part in 0..tiles {
+        let mut rows = rows;
+        while rows.offset < rows.count {
+            let taken = narrow_rows(rows);
+            match taken {
+                1 => narrow_finish::<S, 1>(s, args, rows, tile + part, &all[part]),
+                2 => narrow_finish::<S, 2>(s, args, rows, tile + part, &all[part]),
+                _ => narrow_finish::<S, 3>(s, args, rows, tile + part, &all[part]),
+            }
+            rows.offset += taken;
+        }
     }
-    1
+    tiles
+}
+
+/// Rows that narrow instruction sets hold in registers with one tile: three, whose additions hide each other's latency,
+/// or two, which nearly do. Four are two and two, since a row alone would wait.
+#[inline(always)]
+fn narrow_rows(rows: Rows) -> usize {
+    match rows.count - rows.offset {
+        4 => 2,
+        left => left.min(3),
+    }
+}
+
+/// Rows `first..end` of the state in tile `tile + part`, one of the tiles `tile..tile + tiles`.
+#[derive(Clone, Copy)]
+struct Stretch {
+    first: usize,
+    end: usize,
+    tile: usize,
+    tiles: usize,
+    part: usize,
+}
+
+/// Adds a stretch of the state to the sums of `R` rows.
+#[inline(always)]
+fn narrow_sums<S: Simd, E: Element, const R: usize>(
+    s: S,
+    args: &WindowTile<'_>,
+    state: &[E],
+    rows: Rows,
+    stretch: Stretch,
+    all: &mut NarrowSums,
+    asking: &mut Asking,
+) {
+    let Stretch { first, end, tile, tiles, part } = stretch;
+    // Steps of earlier tiles, of earlier stretches, and of this one.
+    let step = tile * args.dk + tiles * first + (part + 1) * (end - first);
+    let mut requests = asking.spread(s, step, end - first);
+    let mut sums = Sums::<S::V, R, 1>::kept(s, rows, &all[part]);
+    let (dk, lanes, width) = (args.dk, args.out.cols(), 2 * rows.count);
+    let panel = &args.keys[rows.panel * 2 * dk..][..width * dk];
+    assert!(state.len() == lanes * dk && (tile + part + 1) * LANES <= lanes, "the state has this tile");
+    assert!(first <= end && end <= dk && rows.offset + R <= rows.count, "both have these rows");
+    let mut row = panel.as_ptr().wrapping_add(first * width + rows.offset);
+    let mut values = state.as_ptr().wrapping_add(first * lanes + (tile + part) * LANES);
+    for _ in first..end {
+        requests.ask_row(s);
+        // SAFETY: `panel` has `dk` rows of `width` values, `state` as many of `lanes`; these are rows `first..end` of
+        // both, and what is read of one lies within it, as asserted above.
+        let (erase, read, values_of_row) = unsafe {
+            (
+                &*row.cast::<[f32; R]>(),
+                &*row.add(rows.count).cast::<[f32; R]>(),
+                &*values.cast::<[E; LANES]>(),
+            )
+        };
+        let lane = E::load(s, values_of_row);
+        // One side after the other, so that few factors are in registers at a time.
+        for r in 0..R {
+            sums.erase[0][r] = s.fma(s.splat(erase[r]), lane, sums.erase[0][r]);
+        }
+        for r in 0..R {
+            sums.read[0][r] = s.fma(s.splat(read[r]), lane, sums.read[0][r]);
+        }
+        row = row.wrapping_add(width);
+        values = values.wrapping_add(lanes);
+    }
+    sums.keep(s, rows, &mut all[part]);
+}
+
+/// `R` rows of the window for one tile whose sums over the state are kept.
+#[inline(always)]
+fn narrow_finish<S: Simd, const R: usize>(
+    s: S,
+    args: &mut WindowTile<'_>,
+    rows: Rows,
+    tile: usize,
+    kept: &[Lane; 2 * PANEL_ROWS],
+) {
+    let mut sums = Sums::<S::V, R, 1>::kept(s, rows, kept);
+    sums.decay(s, &args.base[rows.panel + rows.offset..]);
+    finish(s, args, sums, rows, tile);
 }
 
 /// Sums of `R` rows over `N` tiles: what the state returns for the keys and for the queries.
@@ -134,7 +254,41 @@ struct Sums<V, const R: usize, const N: usize> {
     read: [[V; R]; N],
 }
 
+impl<V: Copy, const R: usize> Sums<V, R, 1> {
+    /// Those that were kept of rows from `rows.offset` on.
+    #[inline(always)]
+    fn kept<S: Simd<V = V>>(s: S, rows: Rows, kept: &[Lane; 2 * PANEL_ROWS]) -> Self {
+        let mut sums = Sums { erase: [[s.zero(); R]], read: [[s.zero(); R]] };
+        for r in 0..R {
+            sums.erase[0][r] = s.load(&kept[rows.offset + r]);
+            sums.read[0][r] = s.load(&kept[PANEL_ROWS + rows.offset + r]);
+        }
+        sums
+    }
+
+    /// Keeps them.
+    #[inline(always)]
+    fn keep<S: Simd<V = V>>(&self, s: S, rows: Rows, kept: &mut [Lane; 2 * PANEL_ROWS]) {
+        for r in 0..R {
+            s.store(self.erase[0][r], &mut kept[rows.offset + r]);
+            s.store(self.read[0][r], &mut kept[PANEL_ROWS + rows.offset + r]);
+        }
+    }
+}
+
 impl<V: Copy, const R: usize, const N: usize> Sums<V, R, N> {
+    /// Multiplies with the decay from the checkpoint to each row.
+    #[inline(always)]
+    fn decay<S: Simd<V = V>>(&mut self, s: S, base: &[f32]) {
+        for r in 0..R {
+            let base = s.splat(base[r]);
+            for n in 0..N {
+                self.erase[n][r] = s.mul(base, self.erase[n][r]);
+                self.read[n][r] = s.mul(base, self.read[n][r]);
+            }
+        }
+    }
+
     /// Adds `panel row x lanes`, lanes of each tile.
     #[inline(always)]
     fn add<S: Simd<V = V>>(&mut self, s: S, row: &[f32], rows: Rows, lanes: [V; N]) {
@@ -159,11 +313,24 @@ fn block<S: Simd, E: Element, const R: usize, const N: usize>(
     tile: usize,
     asking: &mut Asking,
 ) -> usize {
+    let sums = state_sums::<S, E, R, N>(s, args, state, rows, tile, asking);
+    finish(s, args, sums, rows, tile);
+    N
+}
+
+/// The rest of `R` rows, from what the state returns for them: the log, and each other.
+#[inline(always)]
+fn finish<S: Simd, const R: usize, const N: usize>(
+    s: S,
+    args: &mut WindowTile<'_>,
+    mut sums: Sums<S::V, R, N>,
+    rows: Rows,
+    tile: usize,
+) {
     let entries = args.deltas.rows();
     let first = rows.panel + rows.offset;
     let before = entries - args.beta.len() + first;
     let width = 2 * rows.count;
-    let mut sums = state_sums::<S, E, R, N>(s, args, state, rows, tile, asking);
     let coefficients = &args.coefficients[2 * rows.panel * entries..][..width * entries];
     let (history, own) = coefficients.split_at(width * before);
     let mut i = 0;
@@ -197,7 +364,6 @@ fn block<S: Simd, E: Element, const R: usize, const N: usize>(
         }
         store_lanes(s, out, args.out.row_mut(t), tile);
     }
-    N
 }
 
 /// `base S^T k` and `base S^T q` of the rows.
@@ -213,7 +379,6 @@ fn state_sums<S: Simd, E: Element, const R: usize, const N: usize>(
     let mut sums = Sums { erase: [[s.zero(); R]; N], read: [[s.zero(); R]; N] };
     let Some(state) = state else { return sums };
     let (dk, lanes) = (args.dk, args.out.cols());
-    let first = rows.panel + rows.offset;
     let width = 2 * rows.count;
     let panel = &args.keys[2 * rows.panel * dk..][..width * dk];
     assert!(state.len() == lanes * dk && (tile + N) * LANES <= lanes, "the state has these tiles");
@@ -231,13 +396,7 @@ fn state_sums<S: Simd, E: Element, const R: usize, const N: usize>(
         };
         sums.add(s, row, rows, load_lanes(s, values, tile));
     }
-    for r in 0..R {
-        let base = s.splat(args.base[first + r]);
-        for n in 0..N {
-            sums.erase[n][r] = s.mul(base, sums.erase[n][r]);
-            sums.read[n][r] = s.mul(base, sums.read[n][r]);
-        }
-    }
+    sums.decay(s, &args.base[rows.panel + rows.offset..]);
     sums
 }
 
