@@ -371,16 +371,20 @@ pub(super) unsafe fn tile_of_256<
                     dots[0] = paired::<S, WIDE, R, P>(tile, &x, weights, k, steps);
                 }
                 let singly = if S::PAIRS && R.is_multiple_of(2) { 0 } else { steps };
-                for step in 0..singly {
-                    let mut w = [S::zero(); P];
-                    for p in 0..P {
-                        w[p] = S::load(weights.add(p * tile.panel_bytes + LINE * step));
-                    }
-                    for r in 0..R {
-                        let k = 256 * x_block + 4 * (steps * sub + step);
-                        let x = splat_at::<S, i8>(x[r].quants.add(k));
+                for first in (0..singly).step_by(ways) {
+                    // A loop of its own, so that sums are told apart by constants and stay in registers.
+                    for way in 0..ways {
+                        let step = first + way;
+                        let mut w = [S::zero(); P];
                         for p in 0..P {
-                            dots[step % ways][r][p] = S::dot::<WIDE>(dots[step % ways][r][p], w[p], x);
+                            w[p] = S::load(weights.add(p * tile.panel_bytes + LINE * step));
+                        }
+                        for r in 0..R {
+                            let k = 256 * x_block + 4 * (steps * sub + step);
+                            let x = splat_at::<S, i8>(x[r].quants.add(k));
+                            for p in 0..P {
+                                dots[way][r][p] = S::dot::<WIDE>(dots[way][r][p], w[p], x);
+                            }
                         }
                     }
                 }
@@ -526,15 +530,19 @@ pub(super) unsafe fn tile_of_32<
                 dots[1] = paired::<S, WIDE, R, P>(tile, &x, weights, 32 * x_block, 8);
             }
             let singly = if S::PAIRS && R.is_multiple_of(2) { 0 } else { 8 };
-            for step in 0..singly {
-                let mut w = [S::zero(); P];
-                for p in 0..P {
-                    w[p] = S::load(block.add(p * tile.panel_bytes + layout.weights_at() + LINE * step));
-                }
-                for r in 0..R {
-                    let x = splat_at::<S, i8>(x[r].quants.add(32 * x_block + 4 * step));
+            for first in (0..singly).step_by(ways) {
+                // As in tiles of 256.
+                for way in 0..ways {
+                    let step = first + way;
+                    let mut w = [S::zero(); P];
                     for p in 0..P {
-                        dots[step % ways][r][p] = S::dot::<WIDE>(dots[step % ways][r][p], w[p], x);
+                        w[p] = S::load(block.add(p * tile.panel_bytes + layout.weights_at() + LINE * step));
+                    }
+                    for r in 0..R {
+                        let x = splat_at::<S, i8>(x[r].quants.add(32 * x_block + 4 * step));
+                        for p in 0..P {
+                            dots[way][r][p] = S::dot::<WIDE>(dots[way][r][p], w[p], x);
+                        }
                     }
                 }
             }
