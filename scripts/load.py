@@ -9,8 +9,10 @@
     scripts/load.py soak --pid PID      mixed short requests: memory, descriptors and threads over time
     scripts/load.py overload     ten times more than fits: how soon refusals come, how soon it recovers
     scripts/load.py slow         sockets that send a byte a second: whether a real request is answered
+    scripts/load.py kills --server target/release/millpond    servers killed while they save: whether a state is ever lost
 
-`clients` works with every server that has OpenAI's /v1/completions; the others read Millpond's /metrics.
+`clients` works with every server that has OpenAI's /v1/completions; the others read Millpond's /metrics. `kills` starts servers
+of its own.
 """
 
 import argparse
@@ -20,7 +22,9 @@ import os
 import random
 import socket
 import statistics
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from urllib.parse import urlsplit
@@ -476,6 +480,55 @@ def slow(server, args):
     report(scenario="slow", sockets=len(sockets), request_median=statistics.median(took), request_worst=max(took))
 
 
+def kills(server, args):
+    """In each round a server must find the state that the killed one before it had saved last, or was saving."""
+    with tempfile.TemporaryDirectory() as folder:
+        begun, cut, least = time.monotonic(), 0, 0
+        for turn in range(args.rounds):
+            process = subprocess.Popen([args.server, "serve", "-t", "1", "--port", "0", "--no-warmup", "--slot-save-path", folder],
+                                       stderr=subprocess.PIPE, text=True)
+            try:
+                for line in process.stderr:
+                    if "listening at" in line:
+                        own = Server(line.split()[-1], None)
+                    if "serving" in line:
+                        break
+                if turn:
+                    status, _, found = own.post("/slots/7?action=restore", {"filename": "kept"})
+                    if status != 200 or found["n_restored"] < least:
+                        raise SystemExit(f"round {turn}: {least} tokens had been saved, found: {status} {found}")
+                # Each round's state is longer than the one before, until the context is full.
+                length = 16 + turn * 3 % 2000
+                least = 0 if length < least else least
+                own.post("/completion", {"prompt": [5 + turn % 7] * length, "n_predict": 1, "id_slot": 0})
+                saved = threading.Event()
+
+                def save():
+                    try:
+                        while True:
+                            status, _, value = own.post("/slots/0?action=save", {"filename": "kept"})
+                            if status != 200:
+                                raise SystemExit(f"round {turn}: saving answers {status} {value}")
+                            saved.set()
+                    except (OSError, http.client.HTTPException):
+                        pass
+
+                saver = threading.Thread(target=save)
+                saver.start()
+                # Every second server is killed in its first save, which is the one that replaces another state.
+                if turn % 2 == 0 or turn == 0:
+                    saved.wait()
+                time.sleep(random.uniform(0.0, args.longest))
+            finally:
+                process.kill()
+                process.wait()
+            saver.join()
+            if saved.is_set():
+                least = length
+            cut += any(name.endswith(".saving") for name in os.listdir(folder))
+        report(scenario="kills", rounds=args.rounds, killed_while_writing=cut, lost=0, seconds=time.monotonic() - begun)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8137")
@@ -497,6 +550,7 @@ def main():
     scenario(soak, count=10000, clients=16, seconds=600.0, every=2.0, pid=0)
     scenario(overload, factor=10, seconds=60.0, predict=64, pause=0.2)
     scenario(slow, sockets=1000, rounds=8)
+    scenario(kills, server="", rounds=1000, longest=0.01)
     args = parser.parse_args()
     args.run(Server(args.url, args.key), args)
 

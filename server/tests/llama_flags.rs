@@ -151,6 +151,7 @@ const SERVE: &[(&[&str], Check<ServeArgs>)] = &[
     (&["--models-dir", "d", "--models-max", "2"], |args| args.models_max == 2),
     (&["--sleep-idle-seconds", "60"], |args| args.idle_unload == 60),
     (&["--no-webui"], |args| args.no_ui),
+    (&["--no-warmup"], |args| args.no_warmup),
     (&["-rea", "off"], |args| args.reasoning == ReasoningName::Off),
     (&["--reasoning-format", "none"], |_| true),
     (&["--reasoning-format", "deepseek-legacy"], |_| true),
@@ -264,7 +265,6 @@ fn what_means_nothing_here_is_dropped_and_named() {
         &["-ngld", "99"],
         &["--spec-draft-p-min", "0.5"],
         &["--spec-ngram-mod-n-match", "24"],
-        &["--no-warmup"],
         &["--verbose-prompt"],
         &["--memory-f32"],
         &["--penalize-nl"],
@@ -278,6 +278,10 @@ fn what_means_nothing_here_is_dropped_and_named() {
             assert_eq!(line.ignored, [flags[0]], "{flags:?}");
         }
     }
+    // A server has a first request to be warm for; a text begins at once.
+    assert_eq!(normal(&["run", "--no-warmup"]).ignored, ["--no-warmup"]);
+    let serve = normal(&["serve", "--no-warmup"]);
+    assert_eq!((serve.arguments.len(), serve.ignored.len()), (3, 0));
 }
 
 #[test]

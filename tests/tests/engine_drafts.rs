@@ -179,10 +179,11 @@ fn requests_set_their_own_drafts() {
     // Drafts of less than four tokens are dropped: those at the end, where fewer are left.
     let request = Request { spec_draft_min: Some(4), ..greedy(&prompt, 60) };
     let run = answer(&engine, request.clone());
-    assert_eq!((run.tokens, run.usage.drafted % 4), (plain.tokens, 0));
-    let wrong = Request { spec_draft_max: Some(3), ..request };
-    let refused = engine.handle().submit(wrong).err();
-    assert_eq!(refused, Some(SubmitError::Spec(SpecError::Lengths { least: 4, most: 3 })));
+    assert_eq!((run.tokens, run.usage.drafted % 4), (plain.tokens.clone(), 0));
+    // The longest length bounds the shortest.
+    let run = answer(&engine, Request { spec_draft_max: Some(3), ..request });
+    assert_eq!((run.tokens, run.usage.drafted % 3), (plain.tokens, 0));
+    assert!(run.usage.drafted > 0);
 }
 
 #[test]

@@ -256,3 +256,28 @@ fn how_prompts_are_read_changes_no_token() {
     });
     assert!(answers.iter().all(|tokens| *tokens == answers[0]), "{answers:?}");
 }
+
+#[test]
+fn a_warm_up_leaves_nothing_behind() {
+    let model = built_in_model();
+    let options = || EngineOptions { context: 512, ..options() };
+    let prompt =
+        model.tokenizer.clone().expect("a tokenizer").encode("Once upon a time", false).expect("tokens");
+    let expected = answer(&engine(&model, options()), greedy(&prompt, 24));
+    let engine = engine(&model, options());
+    let handle = engine.handle();
+    let before = handle.stats();
+    handle.warm_up().expect("the model runs");
+    assert_eq!(handle.stats(), before);
+    let found = answer(&engine, greedy(&prompt, 24));
+    assert_eq!((found.tokens, found.usage.cached_tokens), (expected.tokens, 0));
+    // Beside others, or where there is no room, nothing is run.
+    let running = handle.submit(Request { ignore_eos: true, ..greedy(&prompt, 300) }).expect("room");
+    handle.warm_up().expect("nothing to do");
+    assert_eq!(collect(running).tokens.len(), 300);
+    let small = millpond_tests::engines::engine(&model, EngineOptions { context: 4, ..options() });
+    small.handle().warm_up().expect("nothing to do");
+    let poor =
+        millpond_tests::engines::engine(&model, EngineOptions { memory_budget: Some(1000), ..options() });
+    poor.handle().warm_up().expect("nothing to do");
+}

@@ -100,7 +100,7 @@ impl EngineHandle {
             self.shared.stats().refused += count as u64;
             return Err(SubmitError::QueueFull { waiting, retry_after: self.retry_after(waiting) });
         }
-        let group = self.shared.next_id.fetch_add(count as u64, Ordering::Relaxed);
+        let group = self.fresh_ids(count);
         let mut generations = Vec::with_capacity(count);
         for (id, parts) in (group..).zip(parts) {
             let (sink, generation) = generation::channel(id);
@@ -115,8 +115,13 @@ impl EngineHandle {
         Ok(generations)
     }
 
+    /// Numbers that no other request has; the first of `count` in a row.
+    pub(super) fn fresh_ids(&self, count: usize) -> u64 {
+        self.shared.next_id.fetch_add(count as u64, Ordering::Relaxed)
+    }
+
     /// What a stream needs besides its request.
-    fn parts(&self, request: &Request, answer: u64) -> Result<Parts, SubmitError> {
+    pub(super) fn parts(&self, request: &Request, answer: u64) -> Result<Parts, SubmitError> {
         let invalid = |error: &dyn std::fmt::Display| SubmitError::Invalid(error.to_string());
         let mut sampling = request.sampling.clone();
         sampling.seed = sampling.seed.map(|seed| seed.wrapping_add(answer));
@@ -164,19 +169,14 @@ impl EngineHandle {
     }
 
     fn check_spec(&self, request: &Request) -> Result<(), SpecError> {
-        let options = &self.limits.options;
-        if let Some(mode) = request.spec {
-            options.check_source(mode, &self.model)?;
-        }
-        let most = request.spec_draft_max.unwrap_or(options.spec_draft_max);
-        match request.spec_draft_min {
-            Some(least) if least > most => Err(SpecError::Lengths { least, most }),
-            _ => Ok(()),
+        match request.spec {
+            Some(mode) => self.limits.options.check_source(mode, &self.model),
+            None => Ok(()),
         }
     }
 
     /// Most tokens to generate, by the request, the context and the memory budget.
-    fn token_limit(&self, request: &Request) -> Result<usize, SubmitError> {
+    pub(super) fn token_limit(&self, request: &Request) -> Result<usize, SubmitError> {
         let (prompt, context) = (request.prompt.len(), self.limits.context);
         let wanted = if request.embeddings.is_some() { Some(0) } else { request.max_tokens };
         let least = wanted.unwrap_or(1);
@@ -193,7 +193,7 @@ impl EngineHandle {
     fn drafter(&self, request: &Request) -> Drafter {
         let options = &self.limits.options;
         let longest = options.spec_draft_max.min(request.spec_draft_max.unwrap_or(usize::MAX));
-        let shortest = request.spec_draft_min.unwrap_or(options.spec_draft_min);
+        let shortest = request.spec_draft_min.unwrap_or(options.spec_draft_min).min(longest);
         let mode = request.spec.unwrap_or(options.spec);
         let head = [mode, options.spec].iter().any(|mode| matches!(mode, SpecMode::Auto | SpecMode::Mtp));
         let sources = Sources {
@@ -280,7 +280,7 @@ impl EngineHandle {
     }
 
     /// Sends a command and waits for its answer, which comes between two steps.
-    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T, SessionError> {
+    pub(super) fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Result<T, SessionError> {
         let (reply, answer) = mpsc::channel();
         self.commands.send(command(reply)).map_err(|_| SessionError::Stopped)?;
         answer.recv().map_err(|_| SessionError::Stopped)

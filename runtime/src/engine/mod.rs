@@ -36,6 +36,7 @@ mod sessions;
 mod speculation;
 mod stats;
 mod stream;
+mod warm_up;
 mod worker;
 
 #[cfg(feature = "grammar")]
@@ -93,6 +94,11 @@ pub(crate) enum Command {
     Forget {
         name: String,
         reply: Sender<bool>,
+    },
+    /// Run these requests, which nobody asked for, unless there are others.
+    WarmUp {
+        streams: Vec<Stream>,
+        reply: Sender<()>,
     },
     Stop,
 }

@@ -57,7 +57,7 @@ pub struct Request {
     pub spec: Option<SpecMode>,
     /// Longest draft for this request; the engine's default if absent, and never more than it.
     pub spec_draft_max: Option<usize>,
-    /// Shortest draft for this request; the engine's default if absent.
+    /// Shortest draft for this request; the engine's default if absent, and never more than the longest.
     pub spec_draft_min: Option<usize>,
     /// Positions in the prompt where messages end: places that a later request is likely to share.
     pub message_boundaries: Vec<usize>,

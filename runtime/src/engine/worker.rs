@@ -109,10 +109,7 @@ impl Worker {
     /// Works until told to stop, or until nobody is left who could.
     pub(super) fn run(mut self) {
         while self.receive() {
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.turn())) {
-                self.recover(&describe(&*panic));
-            }
-            self.publish();
+            self.step();
         }
         self.shared.waiting.fetch_sub(self.waiting.len(), Ordering::Relaxed);
         self.waiting.clear();
@@ -124,10 +121,22 @@ impl Worker {
         self.spill_all();
     }
 
+    /// A turn, whatever happens in it.
+    pub(super) fn step(&mut self) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.turn())) {
+            self.recover(&describe(&*panic));
+        }
+        self.publish();
+    }
+
+    /// Whether there is nobody to work for.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
     /// Takes all commands that are there; waits for one when there is nothing to do. False to stop.
     fn receive(&mut self) -> bool {
-        let idle = self.waiting.is_empty() && self.running.is_empty();
-        let first = if idle {
+        let first = if self.is_idle() {
             self.commands.recv().map_err(|_| TryRecvError::Disconnected)
         } else if self.rested {
             self.commands.recv_timeout(PAUSE).map_err(|error| match error {
@@ -144,6 +153,7 @@ impl Worker {
                 Ok(Command::Export { name, reply }) => answer(&reply, self.export(&name)),
                 Ok(Command::Import { name, session, reply }) => answer(&reply, self.import(&name, *session)),
                 Ok(Command::Forget { name, reply }) => answer(&reply, self.forget(&name)),
+                Ok(Command::WarmUp { streams, reply }) => answer(&reply, self.warm_up(streams)),
                 Err(TryRecvError::Empty) => return true,
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
             }

@@ -94,7 +94,7 @@ fn loader(args: &ServeArgs, compute: &Compute) -> anyhow::Result<Loader> {
     let (own, template, options) =
         (args.model.clone(), args.template.clone(), engine_options(args, compute)?);
     let speculation = args.speculation.clone();
-    let device = compute.device;
+    let (device, warm_up) = (compute.device, !args.no_warmup);
     Ok(Arc::new(move |path: Option<&Path>| -> anyhow::Result<Engine> {
         let (model, options) = match path {
             None => {
@@ -113,7 +113,11 @@ fn loader(args: &ServeArgs, compute: &Compute) -> anyhow::Result<Loader> {
                 (settings::load_model(&args)?, settings::speculation(&speculation, None, options.clone())?)
             }
         };
-        device::start(model, options, device)
+        let engine = device::start(model, options, device)?;
+        if warm_up {
+            engine.handle().warm_up().context("the model does not run")?;
+        }
+        Ok(engine)
     }))
 }
 

@@ -110,6 +110,9 @@ pub struct ServeArgs {
     /// Reuse nothing of earlier prompts, where requests do not say
     #[arg(long)]
     pub no_cache_prompt: bool,
+    /// Serve without having run the model once: the first request then waits for its weights to be read
+    #[arg(long)]
+    pub no_warmup: bool,
     /// Seconds that running requests get to finish when the server is asked to stop
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub drain_seconds: u64,

@@ -61,7 +61,9 @@ pub(super) async fn show(State(state): State<AppState>, document: Document) -> A
     if let Some(engine) = engine {
         let vocab = engine.model().spec.vocab;
         document["components"]["schemas"]["TokenId"]["maximum"] = vocab.saturating_sub(1).into();
-        document["components"]["schemas"]["TokenCount"]["maximum"] = engine.context().into();
+        for name in ["TokenCount", "TokenLimit"] {
+            document["components"]["schemas"][name]["maximum"] = engine.context().into();
+        }
     }
     Ok(Json(document).into_response())
 }
