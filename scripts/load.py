@@ -5,14 +5,13 @@
     scripts/load.py gap          a long prompt arrives while streams decode: the longest silence of a stream
     scripts/load.py cancel       clients leave at random points: how soon their work ends and their memory is free
     scripts/load.py reuse        conversations that go on, are edited, or change their last words: what is reused
-    scripts/load.py agents       transcripts with tools that are edited anywhere, branch and are taken up again: what is reused
+    scripts/load.py agents       transcripts with tools that are edited anywhere, branch and are taken up again: what is reused;
+                                 --api chat, messages or responses
     scripts/load.py soak --pid PID      mixed short requests: memory, descriptors and threads over time
     scripts/load.py overload     ten times more than fits: how soon refusals come, how soon it recovers
     scripts/load.py slow         sockets that send a byte a second: whether a real request is answered
-    scripts/load.py kills --server target/release/millpond    servers killed while they save: whether a state is ever lost
 
-`clients` works with every server that has OpenAI's /v1/completions; the others read Millpond's /metrics. `kills` starts servers
-of its own.
+`clients` works with every server that has OpenAI's /v1/completions; the others read Millpond's /metrics.
 """
 
 import argparse
@@ -22,9 +21,7 @@ import os
 import random
 import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from urllib.parse import urlsplit
@@ -277,6 +274,55 @@ def reuse(server, args):
            changed_timestamp=cached / (count - changed))
 
 
+def messages_body(messages, tools):
+    """A transcript in the words of Anthropic's API."""
+    turns = []
+    for message in messages[1:]:
+        if message["role"] == "tool":
+            turns.append({"role": "user", "content": [{"type": "tool_result", "tool_use_id": message["tool_call_id"],
+                                                       "content": message["content"]}]})
+            continue
+        blocks = [{"type": "text", "text": message["content"]}] if message["content"] else []
+        blocks += [{"type": "tool_use", "id": call["id"], "name": call["function"]["name"],
+                    "input": json.loads(call["function"]["arguments"])} for call in message.get("tool_calls", [])]
+        turns.append({"role": message["role"], "content": blocks})
+    named = [{"input_schema" if key == "parameters" else key: value for key, value in tool["function"].items()}
+             for tool in tools]
+    return {"system": messages[0]["content"], "messages": turns, "tools": named}
+
+
+def responses_body(messages, tools):
+    """A transcript in the words of OpenAI's Responses API."""
+    items = []
+    for message in messages[1:]:
+        if message["role"] == "tool":
+            items.append({"type": "function_call_output", "call_id": message["tool_call_id"], "output": message["content"]})
+            continue
+        if message["content"]:
+            items.append({"type": "message", "role": message["role"], "content": message["content"]})
+        items += [{"type": "function_call", "call_id": call["id"], **call["function"]} for call in message.get("tool_calls", [])]
+    return {"instructions": messages[0]["content"], "input": items, "tools": [{"type": "function", **tool["function"]} for tool in tools]}
+
+
+def texts(parts, kind):
+    return "".join(part["text"] for part in parts if part["type"] == kind)
+
+
+# How to ask, and what an answer says: tokens of the prompt, tokens reused, text.
+APIS = {
+    "chat": ("/v1/chat/completions", lambda messages, tools: {"messages": messages, "tools": tools},
+             lambda value: (value["usage"]["prompt_tokens"], value["usage"]["prompt_tokens_details"]["cached_tokens"],
+                            value["choices"][0]["message"]["content"] or "")),
+    "messages": ("/v1/messages", messages_body,
+                 lambda value: (value["usage"]["input_tokens"] + value["usage"]["cache_read_input_tokens"],
+                                value["usage"]["cache_read_input_tokens"], texts(value["content"], "text"))),
+    "responses": ("/v1/responses", responses_body,
+                  lambda value: (value["usage"]["input_tokens"], value["usage"]["input_tokens_details"]["cached_tokens"],
+                                 "".join(texts(item["content"], "output_text") for item in value["output"]
+                                         if item["type"] == "message"))),
+}
+
+
 def agents(server, args):
     picker = random.Random(args.seed)
     text = lambda low, high: " ".join(picker.choice(WORDS) for _ in range(picker.randrange(low, high)))
@@ -300,24 +346,25 @@ def agents(server, args):
         ids = prompt_of(messages)
         # The last token has to run in any case.
         reusable = min(max((common(ids, other) for other in known), default=0), len(ids) - 1)
-        status, _, value = server.post("/v1/chat/completions", {"messages": messages, "tools": tools, "max_tokens": 24})
+        path, body, read = APIS[args.api]
+        status, _, value = server.post(path, {**body(messages, tools), "max_tokens": 24, "max_output_tokens": 24})
         if status != 200:
-            raise SystemExit(f"/v1/chat/completions answers {status}: {value}")
-        usage = value["usage"]
-        cached = usage["prompt_tokens_details"]["cached_tokens"]
+            raise SystemExit(f"{path} answers {status}: {value}")
+        count, cached, answer = read(value)
+        if count != len(ids):
+            raise SystemExit(f"{path} makes {count} tokens of what {len(ids)} were expected of")
         if reusable >= 64:
             shares.append((kind, cached / reusable))
             misses.append(reusable - cached)
         known.append(ids)
-        answer = value["choices"][0]["message"]
-        return {key: answer[key] for key in ("role", "content", "tool_calls") if answer.get(key)} | (
-            {} if answer.get("content") else {"content": ""})
+        return answer
 
     def step(messages, kind):
         answer = ask(messages, kind)
+        # What is no text of an answer (thoughts, calls that come by chance) is left out.
         call = {"id": f"call{len(messages)}", "type": "function",
                 "function": {"name": picker.choice(("read", "write", "search")), "arguments": json.dumps({"path": text(1, 3)})}}
-        messages += [{"role": "assistant", "content": answer["content"], "tool_calls": [call]},
+        messages += [{"role": "assistant", "content": answer, "tool_calls": [call]},
                      {"role": "tool", "tool_call_id": call["id"], "content": text(20, 160)}]
 
     system = {"role": "system", "content": text(300, 400)}
@@ -352,7 +399,7 @@ def agents(server, args):
     kinds = {}
     for kind, share in shares:
         kinds.setdefault(kind, []).append(share)
-    report(scenario="agents", turns=args.turns, transcripts=len(transcripts), worst=min(share for _, share in shares),
+    report(scenario="agents", api=args.api, turns=args.turns, transcripts=len(transcripts), worst=min(share for _, share in shares),
            most_tokens_missed=max(misses), below_95_percent=sum(share < 0.95 for _, share in shares),
            **{f"median_{kind}": statistics.median(found) for kind, found in kinds.items()})
 
@@ -480,55 +527,6 @@ def slow(server, args):
     report(scenario="slow", sockets=len(sockets), request_median=statistics.median(took), request_worst=max(took))
 
 
-def kills(server, args):
-    """In each round a server must find the state that the killed one before it had saved last, or was saving."""
-    with tempfile.TemporaryDirectory() as folder:
-        begun, cut, least = time.monotonic(), 0, 0
-        for turn in range(args.rounds):
-            process = subprocess.Popen([args.server, "serve", "-t", "1", "--port", "0", "--no-warmup", "--slot-save-path", folder],
-                                       stderr=subprocess.PIPE, text=True)
-            try:
-                for line in process.stderr:
-                    if "listening at" in line:
-                        own = Server(line.split()[-1], None)
-                    if "serving" in line:
-                        break
-                if turn:
-                    status, _, found = own.post("/slots/7?action=restore", {"filename": "kept"})
-                    if status != 200 or found["n_restored"] < least:
-                        raise SystemExit(f"round {turn}: {least} tokens had been saved, found: {status} {found}")
-                # Each round's state is longer than the one before, until the context is full.
-                length = 16 + turn * 3 % 2000
-                least = 0 if length < least else least
-                own.post("/completion", {"prompt": [5 + turn % 7] * length, "n_predict": 1, "id_slot": 0})
-                saved = threading.Event()
-
-                def save():
-                    try:
-                        while True:
-                            status, _, value = own.post("/slots/0?action=save", {"filename": "kept"})
-                            if status != 200:
-                                raise SystemExit(f"round {turn}: saving answers {status} {value}")
-                            saved.set()
-                    except (OSError, http.client.HTTPException):
-                        pass
-
-                saver = threading.Thread(target=save)
-                saver.start()
-                # Every second server is killed in its first save, which is the one that replaces another state.
-                if turn % 2 == 0 or turn == 0:
-                    saved.wait()
-                time.sleep(random.uniform(0.0, args.longest))
-            finally:
-                process.kill()
-                process.wait()
-            saver.join()
-            if saved.is_set():
-                least = length
-            cut += any(name.endswith(".saving") for name in os.listdir(folder))
-        report(scenario="kills", rounds=args.rounds, killed_while_writing=cut, lost=0, seconds=time.monotonic() - begun)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="http://127.0.0.1:8137")
@@ -546,11 +544,10 @@ def main():
     scenario(gap, long=32768, streams=4, predict=4000, seconds=100.0)
     scenario(cancel, count=50, together=4, prompt=600, longest=0.6)
     scenario(reuse, turns=10)
-    scenario(agents, turns=60)
+    scenario(agents, turns=60, api="chat")
     scenario(soak, count=10000, clients=16, seconds=600.0, every=2.0, pid=0)
     scenario(overload, factor=10, seconds=60.0, predict=64, pause=0.2)
     scenario(slow, sockets=1000, rounds=8)
-    scenario(kills, server="", rounds=1000, longest=0.01)
     args = parser.parse_args()
     args.run(Server(args.url, args.key), args)
 

@@ -25,8 +25,7 @@ LEFT_OUT = ["image", "vision", "multimodal", "mmproj", "media", "mtm", "cors", "
             "multiple_addresses", "backend", "legacy", "verbose"]
 # Options of llama-server that take a value and have no meaning here, or name another model.
 DROPPED = ["--hf-repo", "--hf-file", "--model-url", "--model-draft", "--mmproj-url", "--spec-draft-n-max", "--spec-draft-n-min",
-           "--spec-type", "--reasoning-format", "--chat-template-file", "--chat-template", "--pooling", "--grp-attn-n",
-           "--grp-attn-w", "--tags", "--media-path", "--ubatch-size", "--batch-size", "-fa"]
+           "--spec-type", "--chat-template", "--pooling", "--grp-attn-n", "--grp-attn-w", "--tags", "--media-path", "-fa"]
 SWITCHES = ["--offline", "--embedding", "--kv-unified", "--context-shift", "--jinja", "--no-jinja", "--cont-batching",
             "--metrics", "--slots", "--verbose", "--no-mmproj", "--no-cache-idle-slots", "--backend_sampling", "--swa-full",
             "--reranking"]
