@@ -118,6 +118,7 @@ fn bodies_are_bounded_in_size_depth_and_kind() {
         "",
         "{",
         "[]",
+        "[null, \"x\"]",
         "nonsense",
         "{\"content\": 5}",
         "{\"content\": null}",

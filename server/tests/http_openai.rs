@@ -167,8 +167,27 @@ fn a_prompt_that_does_not_fit_is_refused_with_both_numbers() {
     let error = server.post("/v1/completions", &json!({"prompt": prompt, "max_tokens": 5})).refused(400);
     let message = error["message"].as_str().unwrap();
     assert!(message.contains("60") && message.contains('5') && message.contains("64"), "{message}");
+    assert!(message.contains("exceeds the available context size"), "{message}");
     assert_eq!(error["code"], "context_length_exceeded");
     server.post("/v1/completions", &json!({"prompt": prompt, "max_tokens": 4})).ok();
+}
+
+#[test]
+fn an_answer_goes_on_with_the_assistants_last_message_unless_told_otherwise() {
+    let server = Server::start();
+    let count = |fields: Value| {
+        let mut request = json!({"messages": [
+            {"role": "user", "content": "Tell me a story."}, {"role": "assistant", "content": "Once upon"},
+        ]});
+        request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        server.post("/v1/chat/completions/input_tokens", &request)
+    };
+    let tokens = |fields: Value| count(fields).ok()["input_tokens"].as_u64().unwrap();
+    let goes_on = tokens(json!({}));
+    assert_eq!(tokens(json!({"continue_final_message": true, "add_generation_prompt": false})), goes_on);
+    assert!(tokens(json!({"add_generation_prompt": true})) > goes_on);
+    assert!(tokens(json!({"continue_final_message": false})) > goes_on);
+    count(json!({"add_generation_prompt": true, "continue_final_message": true})).refused(400);
 }
 
 #[test]

@@ -221,7 +221,15 @@ fn a_slot_is_saved_and_restored_in_another_server() {
         let error = second.post("/slots/1?action=save", &json!({"filename": name})).refused(400);
         assert!(!error["message"].as_str().unwrap().contains(folder.path().to_str().unwrap()));
     }
+    // A request that names no slot has one all the same, and its answer says which.
+    let other = second.post("/completion", &json!({"prompt": "A toad", "n_predict": 2})).ok();
+    assert_eq!(other["id_slot"], 0);
+    let chat = json!({"messages": [{"role": "user", "content": story}], "max_tokens": 2});
+    let read = second.post("/v1/chat/completions", &chat).ok()["usage"]["prompt_tokens"].as_u64().unwrap();
+    let saved = second.post("/slots/0?action=save", &json!({"filename": "toad"})).ok();
+    assert!(saved["n_saved"].as_u64().unwrap() > read, "the last one counts");
     assert_eq!(second.post("/slots/1?action=erase", &json!({})).ok()["erased"], true);
+    assert_eq!(second.post_with("/slots/0?action=erase", &[], "").ok()["erased"], true);
     second.post("/slots/1?action=dance", &json!({})).refused(400);
 }
 

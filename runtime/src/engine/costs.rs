@@ -14,6 +14,10 @@ const FASTER: f64 = 0.25;
 const SHALLOW: usize = 1024;
 /// Measurements remembered of passes of one shape.
 const REMEMBERED: usize = 24;
+/// Longest pass that is taken into account, as a multiple of what was expected: beyond, slices would only get too small.
+const WORST_SURPRISE: f64 = 3.0;
+/// What is forgotten of a surprise with each pass.
+const FORGOTTEN: f64 = 0.05;
 /// Measurements before a plain pass counts as known.
 const ENOUGH: usize = 3;
 
@@ -53,6 +57,8 @@ pub(super) struct CostModel {
     prefills: usize,
     /// Seconds that a row costs more for each token before it: attention looks at all of them.
     prefill_depth: f64,
+    /// What passes with rows of prompts have taken of late, at worst, as a multiple of what was expected.
+    surprise: f64,
     /// Passes that make drafts, by their source.
     draft_pass: [Recent; Source::ALL.len()],
 }
@@ -65,6 +71,7 @@ impl Default for CostModel {
             prefill_row: None,
             prefills: 0,
             prefill_depth: 0.0,
+            surprise: 1.0,
             draft_pass: Default::default(),
         }
     }
@@ -90,6 +97,7 @@ impl CostModel {
         }
         // A pass without decode rows reads the weights too.
         let beside = self.decode_pass(streams.max(1), drafted).unwrap_or(0.0);
+        self.judge(beside, slice, depth, seconds);
         // A pass that holds both is never cheaper than its decode rows alone; a tenth guards against noise.
         let row = (seconds - beside).max(seconds * 0.1) / slice as f64;
         // Few rows share what a pass costs beside them, so that they say less of what many would cost.
@@ -106,6 +114,15 @@ impl CostModel {
             None => self.prefill_row = Some(row),
         }
         self.prefills += 1;
+    }
+
+    /// Compares what a pass with rows of a prompt has taken with what was expected of it. Surprises are forgotten over some
+    /// tens of passes.
+    fn judge(&mut self, beside: f64, slice: usize, depth: usize, seconds: f64) {
+        let Some(row) = self.prefill_row.filter(|_| self.prefills > 1) else { return };
+        let expected = beside + slice as f64 * (row + self.prefill_depth * depth as f64);
+        let ratio = (seconds / expected).clamp(1.0, WORST_SURPRISE);
+        self.surprise = ratio.max(self.surprise + (ratio - self.surprise) * FORGOTTEN);
     }
 
     /// Records passes of the prediction head or the draft model.
@@ -169,6 +186,11 @@ impl CostModel {
         self.prefill_row
     }
 
+    /// What passes with rows of prompts have taken of late, at worst, in percent of what was expected.
+    pub(super) fn surprise(&self) -> u32 {
+        (self.surprise * 100.0) as u32
+    }
+
     /// Seconds that a row costs more for each token before it.
     pub(super) fn prefill_depth(&self) -> f64 {
         self.prefill_depth
@@ -201,6 +223,27 @@ mod tests {
             costs.record(1, 0, 0, 0, Duration::from_millis(millis));
         }
         assert!(close(costs.plain_pass(1), 0.010), "a disturbed one has no weight");
+    }
+
+    #[test]
+    fn a_pass_that_was_held_up_is_remembered_for_a_while() {
+        let mut costs = CostModel::default();
+        costs.record(1, 0, 0, 0, Duration::from_millis(10));
+        let record = |costs: &mut CostModel, millis: u64| {
+            costs.record(1, 0, 100, 0, Duration::from_millis(millis));
+        };
+        for _ in 0..20 {
+            record(&mut costs, 110);
+        }
+        assert_eq!(costs.surprise(), 100);
+        record(&mut costs, 220);
+        assert!((195..=200).contains(&costs.surprise()), "{}", costs.surprise());
+        for _ in 0..60 {
+            record(&mut costs, 110);
+        }
+        assert!(costs.surprise() < 110, "{}", costs.surprise());
+        record(&mut costs, 100_000);
+        assert_eq!(costs.surprise(), 300);
     }
 
     #[test]

@@ -64,6 +64,8 @@ pub struct Request {
     /// Keep the state at the end under this name, so that it can be saved (`EngineHandle::save_session`). A later request
     /// of the same name takes its place.
     pub session: Option<String>,
+    /// Whether that state stays while others go, where the prefix cache has no room for all.
+    pub session_pinned: bool,
     /// Return a vector instead of text.
     pub embeddings: Option<Pooling>,
 }
@@ -88,6 +90,7 @@ impl Default for Request {
             spec_draft_min: None,
             message_boundaries: Vec::new(),
             session: None,
+            session_pinned: true,
             embeddings: None,
         }
     }

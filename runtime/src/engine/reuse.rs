@@ -185,7 +185,7 @@ impl Worker {
             }
         };
         if let (Some(name), Some(id)) = (&stream.request.session, kept) {
-            self.name_session(name, id);
+            self.name_session(name, id, stream.request.session_pinned);
         }
     }
 

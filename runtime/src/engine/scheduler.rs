@@ -84,12 +84,20 @@ pub struct Costs {
     pub prefill_row: Duration,
     /// What a row costs more for each [`DEPTH`] tokens before it.
     pub prefill_depth: Duration,
+    /// How long passes with rows of prompts have taken of late, at worst, in percent of what was expected; zero when
+    /// unknown. A machine that has held up a pass may do so again.
+    pub surprise: u32,
 }
 
 /// Tokens that [`Costs::prefill_depth`] counts by.
 pub const DEPTH: usize = 1024;
 
 impl Costs {
+    /// What a pass may take that is expected to take so long.
+    fn at_worst(&self, expected: Duration) -> Duration {
+        expected.saturating_mul(self.surprise.max(100)) / 100
+    }
+
     /// A row of a prompt after `position` tokens.
     fn row_at(&self, position: usize) -> Duration {
         self.prefill_row + self.prefill_depth.mul_f64(position as f64 / DEPTH as f64)
@@ -236,7 +244,7 @@ fn prompt(running: &Running) -> Option<Prompt> {
 /// prompts get a third of a step.
 fn slice_time(view: &View<'_>) -> Duration {
     // A fifth of the gap is kept for what the estimate misses: machines have moods.
-    let gap = view.max_gap * 4 / 5;
+    let gap = view.max_gap.saturating_mul(80) / view.costs.surprise.max(100);
     let pays = BRISK.max(view.costs.decode.saturating_mul(SHARE));
     gap.saturating_sub(view.costs.decode).min(pays).max(view.costs.decode / 2)
 }
@@ -244,7 +252,7 @@ fn slice_time(view: &View<'_>) -> Duration {
 /// Whether a whole chunk fits the promised gap, with room for a machine that is busy: pieces of it cost a little more
 /// together.
 fn chunk_fits(view: &View<'_>, row: Duration) -> bool {
-    view.costs.decode + row.saturating_mul(PREFILL_CHUNK as u32) <= view.max_gap / 2
+    view.costs.at_worst(view.costs.decode + row.saturating_mul(PREFILL_CHUNK as u32)) <= view.max_gap / 2
 }
 
 /// Rows of a cost that fit a time.
@@ -475,10 +483,11 @@ mod tests {
             class: Class::Interactive,
             phase: Phase::Prefill { position, left: 5000, stop: 5000, kin: id },
         };
-        let rows_of = |running: &[Running], max_rows: usize| {
+        let rows_of = |running: &[Running], max_rows: usize, surprise: u32| {
             let costs = Costs {
                 prefill_row: Duration::from_millis(1),
                 prefill_depth: Duration::from_micros(500),
+                surprise,
                 ..Costs::default()
             };
             let plan = plan(&View {
@@ -495,7 +504,7 @@ mod tests {
             });
             plan.slices.iter().map(|slice| slice.rows).collect::<Vec<_>>()
         };
-        let rows = |running: &[Running]| rows_of(running, 1024);
+        let rows = |running: &[Running]| rows_of(running, 1024, 0);
         assert_eq!(rows(&[prompt(1, 0)]), [192]);
         assert_eq!(rows(&[prompt(1, 4096)]), [64]);
         assert_eq!(rows(&[prompt(1, 5120)]), [64], "a chunk, though it takes longer than the others");
@@ -506,8 +515,15 @@ mod tests {
         assert_eq!(rows(&[prompt(1, 262_144)]), [8], "never less");
         assert_eq!(rows(&[prompt(1, 4096), prompt(2, 0)]), [64], "8 rows are no chunk");
         assert_eq!(rows(&[prompt(1, 2048), prompt(2, 0)]), [64, 64], "what is left goes to others");
-        assert_eq!(rows_of(&[prompt(1, 0)], 200), [192], "whole chunks, and no more rows than may be");
-        assert_eq!(rows_of(&[prompt(1, 0), prompt(2, 0)], 1), [64], "but one chunk");
+        assert_eq!(rows_of(&[prompt(1, 0)], 200, 0), [192], "whole chunks, and no more rows than may be");
+        assert_eq!(rows_of(&[prompt(1, 0), prompt(2, 0)], 1, 0), [64], "but one chunk");
+        assert_eq!(rows_of(&[prompt(1, 0)], 1024, 150), [192], "what passes may take anyway");
+        assert_eq!(
+            rows_of(&[prompt(1, 0)], 1024, 300),
+            [128],
+            "a pass has taken three times as long as it should"
+        );
+        assert_eq!(rows_of(&[prompt(1, 4096)], 1024, 300), [32]);
     }
 
     #[test]

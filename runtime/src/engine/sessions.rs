@@ -8,14 +8,16 @@ use super::worker::Worker;
 const MAX_SESSIONS: usize = 64;
 
 impl Worker {
-    /// Gives a snapshot a name, and takes the name from the one that had it.
-    pub(super) fn name_session(&mut self, name: &str, id: u64) {
+    /// Gives a snapshot a name, and takes the name from the one that had it. One that is pinned is the last to go.
+    pub(super) fn name_session(&mut self, name: &str, id: u64, pinned: bool) {
         self.forget(name);
         if self.sessions.len() >= MAX_SESSIONS {
             let (oldest, _) = self.sessions[0].clone();
             self.forget(&oldest);
         }
-        self.cache.pin(id, true);
+        if pinned {
+            self.cache.pin(id, true);
+        }
         self.sessions.push((name.to_owned(), id));
     }
 
@@ -56,7 +58,7 @@ impl Worker {
                 kept.ok_or_else(|| failed("there is no room for it".to_owned()))?
             }
         };
-        self.name_session(name, id);
+        self.name_session(name, id, true);
         match self.cache.get(id) {
             Some(_) => Ok(()),
             None => Err(failed("the cache's budget is too small for it".to_owned())),

@@ -31,6 +31,8 @@ pub struct SlotStats {
     pub generated: usize,
     /// Bytes reserved for it.
     pub reserved: usize,
+    /// The name under which it leaves its state.
+    pub session: Option<String>,
 }
 
 /// Counters since the start of an engine, and how it stands now.

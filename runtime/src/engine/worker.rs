@@ -287,6 +287,7 @@ impl Worker {
             costs: Costs {
                 decode: seconds(self.costs.decode_pass(streams.max(1), 0)),
                 prefill_row: seconds(self.costs.prefill_row()),
+                surprise: self.costs.surprise(),
                 prefill_depth: Duration::from_secs_f64(self.costs.prefill_depth() * scheduler::DEPTH as f64),
             },
         })
@@ -309,7 +310,9 @@ impl Worker {
                 stream.enter(sequence);
                 self.prime(&mut stream);
                 self.running.push(stream);
-                self.reuse(self.running.len() - 1);
+                let index = self.running.len() - 1;
+                self.reuse(index);
+                self.running[index].report_prefill();
             }
             Err(error) => {
                 self.shared.stats().failed += 1;
@@ -380,6 +383,7 @@ impl Worker {
             position: stream.position(),
             generated: stream.generated(),
             reserved: stream.reserved,
+            session: stream.request.session.clone(),
         }));
     }
 }

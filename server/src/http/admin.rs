@@ -5,11 +5,12 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
 use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use millpond::engine::{Class, SlotPhase, Stats};
+use millpond::engine::{Class, SlotPhase, SlotStats, Stats};
 use serde_json::{Value, json};
 
 use super::error::{ApiError, ApiResult};
 use super::llama_cpp::ModelQuery;
+use super::places::slot_number;
 use super::state::AppState;
 
 /// Whether the process lives.
@@ -206,10 +207,12 @@ pub(crate) async fn slots(
     let served = ModelQuery::select(query, &state).await?;
     let engine = served.engine();
     let stats = engine.stats();
-    let slots: Vec<Value> = (0..stats.max_running)
-        .map(|place| {
+    let slots: Vec<Value> = in_slots(&stats)
+        .into_iter()
+        .enumerate()
+        .map(|(place, running)| {
             let mut slot = json!({ "id": place, "n_ctx": engine.context(), "is_processing": false });
-            if let Some(running) = stats.slots.get(place) {
+            if let Some(running) = running {
                 slot["is_processing"] = true.into();
                 slot["id_task"] = running.id.into();
                 slot["phase"] = if running.phase == SlotPhase::Prefill { "prefill" } else { "decode" }.into();
@@ -225,6 +228,22 @@ pub(crate) async fn slots(
         })
         .collect();
     Ok(Json(slots).into_response())
+}
+
+/// What runs in each slot: where it belongs, or else where there is room.
+fn in_slots(stats: &Stats) -> Vec<Option<&SlotStats>> {
+    let mut places = vec![None; stats.max_running];
+    let mut others = Vec::new();
+    for running in &stats.slots {
+        let number = running.session.as_deref().and_then(slot_number);
+        match number.and_then(|number| places.get_mut(number as usize)).filter(|place| place.is_none()) {
+            Some(place) => *place = Some(running),
+            None => others.push(running),
+        }
+    }
+    let free = places.iter_mut().filter(|place| place.is_none());
+    free.zip(others).for_each(|(place, running)| *place = Some(running));
+    places
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use super::error::{ApiError, ApiResult};
 use super::events::Events;
 use super::ids;
 use super::integer;
+use super::object;
 use super::params::{GenerationFields, OneOrMany, token_count};
 use super::sse::{self, Framing, Gone, Sender};
 use super::state::{AppState, Served};
@@ -31,7 +32,9 @@ pub(crate) struct MessagesRequest {
     max_tokens: Option<i64>,
     system: Option<Value>,
     tools: Option<Vec<Value>>,
+    #[serde(default, deserialize_with = "object::maybe")]
     tool_choice: Option<Choice>,
+    #[serde(default, deserialize_with = "object::maybe")]
     thinking: Option<Thinking>,
     stop_sequences: Option<Vec<String>>,
     temperature: Option<f64>,
@@ -119,7 +122,7 @@ fn conversation(body: &MessagesRequest) -> ApiResult<Conversation> {
     StopMatcher::new(stops).map_err(|error| ApiError::field("stop_sequences", error.to_string()))?;
     let mut messages = Vec::new();
     if let Some(system) = body.system.as_ref().filter(|system| !system.is_null()) {
-        messages.push(message("system", text_of(system, "system")?));
+        messages.push(message("system", without_billing(&text_of(system, "system")?)));
     }
     for (index, item) in body.messages.iter().enumerate() {
         convert(index, item, &mut messages)?;
@@ -134,7 +137,9 @@ fn conversation(body: &MessagesRequest) -> ApiResult<Conversation> {
             return Err(ApiError::field("tool_choice", format!("tool_choice {other:?} is not known")));
         }
     };
-    let tools = body.tools.iter().flatten().map(tool).collect::<ApiResult<Vec<Value>>>()?;
+    // Tools with a type of their own are run by Anthropic's service, or known to its models: they are not offered.
+    let own = |tool: &&Value| tool["type"].as_str().is_none_or(|kind| kind == "custom");
+    let tools = body.tools.iter().flatten().filter(own).map(tool).collect::<ApiResult<Vec<Value>>>()?;
     let thinking = match body.thinking.as_ref().map(|thinking| thinking.mode.as_str()) {
         None => None,
         Some("disabled") => Some(false),
@@ -145,7 +150,7 @@ fn conversation(body: &MessagesRequest) -> ApiResult<Conversation> {
         continues: messages.last().is_some_and(|last: &Value| last["role"] == "assistant"),
         messages,
         constraint: choice.forced(&tools)?,
-        tools: choice.offer(tools),
+        tools: choice.offer(tools)?,
         options: Map::new(),
         thinking,
     }
@@ -165,6 +170,20 @@ fn tool(tool: &Value) -> ApiResult<Value> {
     }
     function["parameters"] = schema.cloned().unwrap_or_else(|| json!({ "type": "object" }));
     Ok(json!({ "type": "function", "function": function }))
+}
+
+/// A system prompt without what some clients write before it for their own accounts: it differs from request to request,
+/// so that no prompt would begin like the one before, and says nothing to a model.
+fn without_billing(system: &str) -> &str {
+    let Some(mut rest) = system.strip_prefix("x-anthropic-billing-header:") else { return system };
+    while let Some((field, after)) = rest.trim_start().split_once(';') {
+        let named = field.split_once('=').is_some_and(|(name, _)| !name.is_empty());
+        if !named || field.contains(char::is_whitespace) {
+            break;
+        }
+        rest = after;
+    }
+    rest.trim_start()
 }
 
 /// The text of a string or of text blocks.
@@ -414,6 +433,31 @@ mod tests {
         assert_eq!(found[2]["reasoning_content"], "I look.");
         assert_eq!(found[2]["tool_calls"][0]["function"]["arguments"], "{\"city\":\"Bonn\"}");
         assert_eq!(found[3]["content"], "rain");
+    }
+
+    #[test]
+    fn what_clients_write_for_their_accounts_is_no_part_of_the_prompt() {
+        let head = "x-anthropic-billing-header: cc_version=2.1.101.e51; cc_entrypoint=cli; cch=a5145;";
+        for (system, left) in [
+            (format!("{head}You are a frog."), "You are a frog."),
+            (format!("{head}\n\nYou are a frog; be a frog."), "You are a frog; be a frog."),
+            (head.to_owned(), ""),
+            ("You are a frog; a=b;".to_owned(), "You are a frog; a=b;"),
+        ] {
+            assert_eq!(without_billing(&system), left);
+        }
+    }
+
+    #[test]
+    fn tools_that_the_service_would_run_are_not_offered() {
+        let body = json!({
+            "messages": [{"role": "user", "content": "Weather?"}],
+            "tools": [{"type": "web_search_20250305", "name": "web_search"}, {"name": "weather", "input_schema": {}},
+                {"type": "custom", "name": "wind", "input_schema": {}}],
+        });
+        let tools = conversation(&serde_json::from_value(body).unwrap()).unwrap().tools;
+        let names: Vec<&Value> = tools.iter().map(|tool| &tool["function"]["name"]).collect();
+        assert_eq!(names, ["weather", "wind"]);
     }
 
     #[test]

@@ -20,10 +20,29 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
     async fn from_request(request: Request, state: &AppState) -> Result<JsonBody<T>, ApiError> {
         check_type(&request)?;
         let bytes = read(request, state.config().max_body, state.config().body_time).await?;
-        serde_json::from_slice(&bytes)
-            .map(JsonBody)
-            .map_err(|error| ApiError::invalid(format!("body: {error}")))
+        parse(&bytes).map(JsonBody)
     }
+}
+
+/// A body that may be left out.
+#[derive(Debug)]
+pub(crate) struct MaybeJson<T>(pub(crate) T);
+
+impl<T: DeserializeOwned + Default> FromRequest<AppState> for MaybeJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<MaybeJson<T>, ApiError> {
+        check_type(&request)?;
+        let bytes = read(request, state.config().max_body, state.config().body_time).await?;
+        if bytes.is_empty() { Ok(MaybeJson(T::default())) } else { parse(&bytes).map(MaybeJson) }
+    }
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    if bytes.trim_ascii_start().first().is_some_and(|&first| first == b'[') {
+        return Err(ApiError::invalid("body: expected an object"));
+    }
+    serde_json::from_slice(bytes).map_err(|error| ApiError::invalid(format!("body: {error}")))
 }
 
 /// Only plain JSON: another type is what a foreign web page can send without asking, and a compressed body could be

@@ -311,8 +311,12 @@ impl ToolChoice {
     }
 
     /// The tools to offer.
-    pub(crate) fn offer(&self, tools: Vec<Value>) -> Vec<Value> {
-        if *self == ToolChoice::Mode(ToolMode::None) { Vec::new() } else { tools }
+    ///
+    /// # Errors
+    /// Some that are none, even if they are not to be offered.
+    pub(crate) fn offer(&self, tools: Vec<Value>) -> ApiResult<Vec<Value>> {
+        check_tools(&tools)?;
+        Ok(if *self == ToolChoice::Mode(ToolMode::None) { Vec::new() } else { tools })
     }
 
     /// A grammar of calls, where one is forced.

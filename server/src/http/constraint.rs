@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::{ApiError, ApiResult};
+use super::object;
 
 /// `response_format` of OpenAI's API.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
@@ -48,6 +49,7 @@ pub(crate) fn json_object() -> GrammarSource {
 /// Fields that constrain an answer.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 pub(crate) struct ConstraintFields {
+    #[serde(default, deserialize_with = "object::maybe")]
     response_format: Option<ResponseFormat>,
     json_schema: Option<Value>,
     grammar: Option<String>,

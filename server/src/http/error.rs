@@ -152,7 +152,8 @@ impl From<SubmitError> for ApiError {
             SubmitError::PromptTooLong { prompt, context, .. } => ApiError {
                 code: Some("context_length_exceeded"),
                 sizes: Some((prompt, context)),
-                ..ApiError::invalid(message)
+                // Agents look for llama-server's words, to shorten their conversation.
+                ..ApiError::invalid(format!("{message}: the request exceeds the available context size"))
             },
             SubmitError::Stopped => ApiError::unavailable(message),
             // What such a request asks for is sound, but not here.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use millpond::engine::{Event, Generation, RecvError};
 use tokio::sync::Notify;
 
+use super::places::Place;
 use super::pool::Lease;
 
 /// The generations that one HTTP request started. Dropping it cancels them.
@@ -13,6 +14,9 @@ pub(crate) struct Events {
     changed: Arc<Notify>,
     /// Where the next look begins, so that none is always first.
     turn: usize,
+    /// The slot of each, where it has one.
+    slots: Vec<Option<u32>>,
+    _places: Vec<Place>,
     /// The model that answers stays in memory until it has.
     _lease: Lease,
 }
@@ -20,13 +24,24 @@ pub(crate) struct Events {
 impl Events {
     /// The events of `generations`, told apart by their place in the list.
     #[must_use]
-    pub(crate) fn new(generations: Vec<Generation>, lease: Lease) -> Events {
+    pub(super) fn new(
+        generations: Vec<Generation>,
+        slots: Vec<Option<u32>>,
+        places: Vec<Place>,
+        lease: Lease,
+    ) -> Events {
         let changed = Arc::new(Notify::new());
         for generation in &generations {
             let changed = changed.clone();
             generation.set_waker(move || changed.notify_one());
         }
-        Events { generations: generations.into_iter().map(Some).collect(), changed, turn: 0, _lease: lease }
+        let generations = generations.into_iter().map(Some).collect();
+        Events { generations, changed, turn: 0, slots, _places: places, _lease: lease }
+    }
+
+    /// The slot under which a generation runs, as llama.cpp numbers them; -1 for none.
+    pub(crate) fn slot(&self, index: usize) -> i64 {
+        self.slots.get(index).copied().flatten().map_or(-1, i64::from)
     }
 
     /// The next event and whose it is; `None` after the last of all.

@@ -5,8 +5,8 @@ use std::marker::PhantomData;
 
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 
-/// Whole numbers beyond this are not all floats.
-const EXACT: f64 = 9_007_199_254_740_992.0;
+/// Floats below this are whole numbers of 64 bits if they have no fraction.
+const LARGE: f64 = 9_223_372_036_854_775_808.0;
 
 /// A whole number of a type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ impl<T: TryFrom<i64> + TryFrom<u64>> Visitor<'_> for WholeVisitor<T> {
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Whole<T>, E> {
-        if value.fract() == 0.0 && value.abs() <= EXACT {
+        if value.fract() == 0.0 && (-LARGE..LARGE).contains(&value) {
             return self.visit_i64(value as i64);
         }
         Err(E::invalid_type(Unexpected::Float(value), &self))
@@ -84,6 +84,7 @@ mod tests {
         let wide = |text: &str| serde_json::from_str::<Whole<i64>>(text).ok().map(|Whole(value)| value);
         assert_eq!(wide("-9223372036854775808"), Some(i64::MIN));
         assert_eq!(wide("9223372036854775808"), None);
-        assert_eq!(wide("1e16"), None);
+        assert_eq!(wide("1e16"), Some(10_000_000_000_000_000));
+        assert_eq!(wide("-9.3e18"), None);
     }
 }

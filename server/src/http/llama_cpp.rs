@@ -54,6 +54,8 @@ pub(crate) struct CompletionRequest {
 struct Shape {
     model: String,
     prompts: Vec<String>,
+    /// Most tokens of a prompt and its answer.
+    context: usize,
     settings: Value,
     each: usize,
     tokens: bool,
@@ -138,6 +140,7 @@ fn begin(served: &Served, body: CompletionRequest) -> ApiResult<(Events, Shape)>
     let shape = Shape {
         model: served.name(),
         prompts,
+        context: served.engine().context(),
         settings,
         each,
         tokens: body.return_tokens.unwrap_or(false),
@@ -223,6 +226,7 @@ async fn collect(served: &Served, mut events: Events, shape: &Shape, count: usiz
                 let mut totals = Totals::default();
                 totals.add(&usage, false);
                 let mut answer = last(shape, index, &reason, &totals);
+                answer["id_slot"] = events.slot(index).into();
                 answer["has_new_line"] = text.text.contains('\n').into();
                 answer["content"] = std::mem::take(&mut text.text).into();
                 answer["tokens"] = if shape.tokens { text.tokens.clone().into() } else { json!([]) };
@@ -248,7 +252,6 @@ fn last(shape: &Shape, index: usize, reason: &FinishReason, totals: &Totals) -> 
     };
     json!({
         "index": index,
-        "id_slot": index,
         "content": "",
         "tokens": [],
         "stop": true,
@@ -259,7 +262,7 @@ fn last(shape: &Shape, index: usize, reason: &FinishReason, totals: &Totals) -> 
         "generation_settings": shape.settings,
         "prompt": shape.prompts[index / shape.each],
         "has_new_line": false,
-        "truncated": false,
+        "truncated": *reason == FinishReason::Length && totals.prompt + totals.completion >= shape.context,
         "stop_type": kind,
         "stopping_word": word,
         "timings": totals.timings(),
@@ -281,7 +284,8 @@ async fn write(
             Event::Token { id, text, logprob } => {
                 generated[index] += 1;
                 broken[index] |= text.contains('\n');
-                let mut chunk = json!({ "index": index, "content": text, "tokens": [id], "stop": false, "id_slot": index });
+                let mut chunk = json!({ "index": index, "content": text, "tokens": [id], "stop": false });
+                chunk["id_slot"] = events.slot(index).into();
                 chunk["tokens_predicted"] = generated[index].into();
                 if let Some(found) = logprob {
                     chunk["completion_probabilities"] = json!([shape.probabilities(tokenizer, &found)]);
@@ -292,6 +296,7 @@ async fn write(
                 let mut totals = Totals::default();
                 totals.add(&usage, false);
                 let mut chunk = last(&shape, index, &reason, &totals);
+                chunk["id_slot"] = events.slot(index).into();
                 chunk["has_new_line"] = (broken[index] || text.contains('\n')).into();
                 chunk["content"] = text.into();
                 sender.data(&shape.wanted(chunk)).await?;

@@ -22,6 +22,7 @@ use super::events::Events;
 use super::ids;
 use super::integer;
 use super::keep_alive::{self, KeepAlive};
+use super::object;
 use super::params::GenerationFields;
 use super::pool::Entry;
 use super::prompt::PromptInput;
@@ -44,6 +45,7 @@ pub(crate) struct OllamaRequest {
     think: Option<Value>,
     format: Option<Value>,
     stream: Option<bool>,
+    #[serde(default, deserialize_with = "object::maybe")]
     options: Option<Options>,
     keep_alive: Option<Value>,
 }
@@ -131,16 +133,22 @@ async fn prepare_model(
 ) -> ApiResult {
     let unload = keep == Some(KeepAlive::For(Duration::ZERO));
     let reason = if unload { "unload" } else { "load" };
+    let options = body.options.unwrap_or_default();
+    wish(body.format.as_ref())?;
+    check_tools(body.tools.as_deref().unwrap_or_default())?;
+    let entry = state.pool().entry(Some(&body.model))?;
     if unload {
-        let entry = state.pool().entry(Some(&body.model))?;
+        // Nobody loads a model to learn that what it would be asked makes no sense.
+        if entry.handle().is_some() {
+            options.request(&state.select(Some(&body.model)).await?, vec![0])?;
+        } else {
+            options.generation.request(vec![0], None, state.config(), None, u32::MAX as usize)?;
+        }
         state.pool().unload(&entry).await;
     } else {
         let served = state.select(Some(&body.model)).await?;
-        stay(state, served.entry(), keep);
-        let options = body.options.unwrap_or_default();
         options.request(&served, vec![0])?;
-        wish(body.format.as_ref())?;
-        check_tools(body.tools.as_deref().unwrap_or_default())?;
+        stay(state, served.entry(), keep);
     }
     let shape = Shape { kind, model: body.model, prompt: plain(Vec::new()), form: ReasoningForm::InText };
     let mut value = shape.value(&Answer::default());

@@ -112,8 +112,8 @@ impl GenerationFields {
             ignore_eos: self.ignore_eos.unwrap_or(false),
             cache_prompt: self.cache_prompt.unwrap_or(config.cache_prompt),
             spec: self.spec()?,
-            spec_draft_max: token_count("speculative.n_max", self.draft_max)?,
-            spec_draft_min: token_count("speculative.n_min", self.draft_min)?,
+            spec_draft_max: draft_length("speculative.n_max", self.draft_max)?,
+            spec_draft_min: draft_length("speculative.n_min", self.draft_min)?,
             ..Request::new(prompt)
         })
     }
@@ -253,6 +253,12 @@ pub(crate) fn token_count(name: &str, value: Option<i64>) -> ApiResult<Option<us
     value.map(|value| usize::try_from(value).map_err(|_| wrong(value))).transpose()
 }
 
+/// Checks the length of a draft.
+fn draft_length(name: &str, value: Option<i64>) -> ApiResult<Option<usize>> {
+    let wrong = |value| ApiError::field(name, format!("{name} is {value}, expected 0 to {}", u32::MAX));
+    value.map(|value| u32::try_from(value).map(|value| value as usize).map_err(|_| wrong(value))).transpose()
+}
+
 /// Most answers to one prompt.
 const MAX_ANSWERS: u32 = 64;
 
@@ -304,7 +310,11 @@ mod tests {
             assert_eq!(own.spec, Some(SpecMode::Mtp));
             assert_eq!((own.spec_draft_max, own.spec_draft_min), (Some(3), Some(1)));
         }
-        for wrong in [json!({"spec": "eagle"}), json!({"speculative.n_max": -1})] {
+        for wrong in [
+            json!({"spec": "eagle"}),
+            json!({"speculative.n_max": -1}),
+            json!({"speculative.n_min": 1u64 << 32}),
+        ] {
             assert!(request(wrong.clone()).is_err(), "{wrong}");
         }
     }

@@ -11,6 +11,7 @@ use millpond::engine::{Engine, EngineHandle};
 
 use super::error::{ApiError, ApiResult};
 use super::folder;
+use super::places::Places;
 
 /// Loads a model and starts its engine: that at a path, or the server's own.
 pub type Loader = Arc<dyn Fn(Option<&Path>) -> anyhow::Result<Engine> + Send + Sync>;
@@ -53,6 +54,8 @@ pub(crate) struct Entry {
     starting: AtomicBool,
     /// Requests that use it.
     users: AtomicUsize,
+    /// Slots in use.
+    places: Arc<Places>,
     slot: Mutex<Slot>,
 }
 
@@ -114,6 +117,7 @@ impl Entry {
             bytes,
             starting: AtomicBool::new(false),
             users: AtomicUsize::new(0),
+            places: Arc::default(),
             slot: Mutex::new(Slot { loaded: None, used: Instant::now(), keep }),
         }
     }
@@ -135,6 +139,11 @@ impl Entry {
     /// Bytes of its files, where they are known before it is loaded.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Its slots in use.
+    pub(super) fn places(&self) -> &Arc<Places> {
+        &self.places
     }
 
     /// Its engine, if it is in memory.

@@ -39,6 +39,7 @@ pub(super) fn all(config: &ServerConfig) -> Routes {
         .post("/chat/completions/input_tokens", openai::chat::input_tokens)
         .post("/v1/completions", openai::completions::create)
         .post("/v1/responses", openai::responses::create)
+        .post("/responses", openai::responses::create)
         .post("/v1/embeddings", openai::embeddings::create)
         .post("/embeddings", openai::embeddings::create)
         .get("/v1/models", openai::models::list)

@@ -9,9 +9,9 @@ use millpond::engine::{EngineHandle, SessionError};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::body::JsonBody;
+use super::body::MaybeJson;
 use super::error::{ApiError, ApiResult};
-use super::openai::chat::slot_name;
+use super::places::slot_name;
 use super::state::AppState;
 
 /// What to do with a slot.
@@ -36,12 +36,13 @@ pub(crate) struct SlotBody {
     filename: Option<String>,
 }
 
-/// Saves, restores or erases the state of a slot: what the last request with its `id_slot` has left.
+/// Saves, restores or erases the state of a slot: what the last request with its `id_slot`, or the last that named none and ran
+/// there, has left.
 pub(crate) async fn act(
     State(state): State<AppState>,
     slot: Result<Path<u32>, PathRejection>,
     query: Result<Query<SlotQuery>, QueryRejection>,
-    JsonBody(body): JsonBody<SlotBody>,
+    MaybeJson(body): MaybeJson<SlotBody>,
 ) -> ApiResult {
     let Path(slot) = slot.map_err(|error| ApiError::field("id_slot", error.body_text()))?;
     let Query(query) = query.map_err(|error| ApiError::field("action", error.body_text()))?;
@@ -54,7 +55,7 @@ pub(crate) async fn act(
 }
 
 fn run(engine: &EngineHandle, slot: u32, action: Action, body: &SlotBody) -> ApiResult<Value> {
-    let session = slot_name(slot.into());
+    let session = slot_name(slot);
     let file = || body.filename.as_deref().ok_or_else(|| ApiError::field("filename", "filename is missing"));
     let start = std::time::Instant::now();
     let milliseconds = || start.elapsed().as_secs_f64() * 1e3;

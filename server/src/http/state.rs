@@ -13,6 +13,7 @@ use super::config::ServerConfig;
 use super::error::{ApiError, ApiResult};
 use super::events::Events;
 use super::ids;
+use super::places::slot_number;
 use super::pool::{Entry, Lease, Pool};
 
 /// Prompts tokenised at once: the rest of the machine belongs to the engine.
@@ -215,14 +216,19 @@ impl Served {
     ///
     /// # Errors
     /// The first refusal.
-    pub(crate) fn submit(&self, requests: Vec<Request>, count: usize) -> ApiResult<Events> {
+    pub(crate) fn submit(&self, mut requests: Vec<Request>, count: usize) -> ApiResult<Events> {
         if self.state.is_draining() {
             return Err(stopping());
         }
+        let most = self.engine().options().max_running;
+        let places =
+            requests.iter_mut().filter_map(|request| self.entry().places().of(request, most)).collect();
+        let slot = |request: &Request| request.session.as_deref().and_then(slot_number);
+        let slots = requests.iter().flat_map(|request| std::iter::repeat_n(slot(request), count)).collect();
         let mut generations: Vec<Generation> = Vec::new();
         for request in requests {
             generations.extend(self.engine().submit_many(request, count)?);
         }
-        Ok(Events::new(generations, self.lease.clone()))
+        Ok(Events::new(generations, slots, places, self.lease.clone()))
     }
 }

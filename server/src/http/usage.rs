@@ -42,10 +42,7 @@ impl Totals {
     /// `usage` of OpenAI's API.
     #[must_use]
     pub(crate) fn openai(&self) -> Value {
-        let mut details = json!({ "cached_tokens": self.cached });
-        if let Some(reason) = &self.miss {
-            details["cache_miss_reason"] = reason.as_str().into();
-        }
+        let details = self.explained(json!({ "cached_tokens": self.cached }));
         json!({
             "prompt_tokens": self.prompt,
             "completion_tokens": self.completion,
@@ -54,15 +51,23 @@ impl Totals {
         })
     }
 
+    /// The same with the reason why no more was reused, if there is one.
+    fn explained(&self, mut value: Value) -> Value {
+        if let Some(reason) = &self.miss {
+            value["cache_miss_reason"] = reason.as_str().into();
+        }
+        value
+    }
+
     /// `usage` of Anthropic's API.
     #[must_use]
     pub(crate) fn anthropic(&self) -> Value {
-        json!({
+        self.explained(json!({
             "input_tokens": self.prompt - self.cached,
             "cache_read_input_tokens": self.cached,
             "cache_creation_input_tokens": 0,
             "output_tokens": self.completion,
-        })
+        }))
     }
 
     /// `usage` of OpenAI's Responses API.
@@ -70,7 +75,7 @@ impl Totals {
     pub(crate) fn responses(&self) -> Value {
         json!({
             "input_tokens": self.prompt,
-            "input_tokens_details": { "cached_tokens": self.cached },
+            "input_tokens_details": self.explained(json!({ "cached_tokens": self.cached })),
             "output_tokens": self.completion,
             "output_tokens_details": { "reasoning_tokens": 0 },
             "total_tokens": self.prompt + self.completion,
@@ -99,7 +104,7 @@ impl Totals {
             timings["draft_n"] = self.drafted.into();
             timings["draft_n_accepted"] = self.accepted.into();
         }
-        timings
+        self.explained(timings)
     }
 
     /// Durations in nanoseconds and counts, as Ollama's API writes them.

@@ -17,7 +17,9 @@ use crate::http::events::Events;
 use crate::http::ids;
 use crate::http::integer;
 use crate::http::logprobs;
+use crate::http::object;
 use crate::http::params::{GenerationFields, answer_count, token_count};
+use crate::http::places::slot_name;
 use crate::http::sse::{self, Framing, Gone, Sender};
 use crate::http::state::{AppState, Served};
 use crate::http::usage::Totals;
@@ -36,6 +38,7 @@ pub(crate) struct ChatRequest {
     #[serde(default, deserialize_with = "integer::maybe")]
     max_completion_tokens: Option<i64>,
     stream: Option<bool>,
+    #[serde(default, deserialize_with = "object::maybe")]
     stream_options: Option<StreamOptions>,
     #[serde(default, deserialize_with = "integer::maybe")]
     n: Option<u32>,
@@ -49,6 +52,8 @@ pub(crate) struct ChatRequest {
     reasoning_format: Option<String>,
     chat_template_kwargs: Option<Map<String, Value>>,
     return_progress: Option<bool>,
+    add_generation_prompt: Option<bool>,
+    continue_final_message: Option<bool>,
     session: Option<String>,
     #[serde(default, deserialize_with = "integer::maybe")]
     id_slot: Option<i64>,
@@ -130,16 +135,30 @@ impl ChatRequest {
     }
 }
 
+/// Whether the answer goes on with the last message, where that is the assistant's: unless the request says otherwise, as
+/// vLLM's clients do.
+fn continues(body: &ChatRequest) -> ApiResult<bool> {
+    if (body.add_generation_prompt, body.continue_final_message) == (Some(true), Some(true)) {
+        return Err(ApiError::field(
+            "continue_final_message",
+            "an answer either goes on with the last message or begins a new one (add_generation_prompt)",
+        ));
+    }
+    let new = body.add_generation_prompt == Some(true) || body.continue_final_message == Some(false);
+    let unfinished = |message: &Value| {
+        message["role"] == "assistant" && message.get("tool_calls").is_none_or(Value::is_null)
+    };
+    Ok(!new && body.messages.last().is_some_and(unfinished))
+}
+
 fn conversation(body: &ChatRequest) -> ApiResult<Conversation> {
     let tools = body.tools.clone().unwrap_or_default();
     let choice = body.tool_choice.clone().unwrap_or_default();
     let conversation = Conversation {
-        continues: body.messages.last().is_some_and(|message| {
-            message["role"] == "assistant" && message.get("tool_calls").is_none_or(Value::is_null)
-        }),
+        continues: continues(body)?,
         messages: body.messages.clone(),
         constraint: choice.forced(&tools)?,
-        tools: choice.offer(tools),
+        tools: choice.offer(tools)?,
         options: body.chat_template_kwargs.clone().unwrap_or_default(),
         // One order of precedence: the request's own switch, its effort, the template's variables, the server's flag.
         thinking: body.enable_thinking.or_else(|| chat_input::thinks(body.reasoning_effort.as_deref())),
@@ -183,11 +202,6 @@ fn reasoning_form(name: Option<&str>, config: &ServerConfig) -> ApiResult<Reason
 pub(crate) fn session(name: Option<&str>, slot: Option<i64>) -> Option<String> {
     let slot = slot.filter(|slot| *slot >= 0).map(slot_name);
     name.map(str::to_owned).or(slot)
-}
-
-/// The session that stands for a slot.
-pub(crate) fn slot_name(slot: i64) -> String {
-    format!("slot-{slot}")
 }
 
 /// One answer while it comes.

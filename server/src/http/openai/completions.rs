@@ -19,6 +19,7 @@ use crate::http::events::Events;
 use crate::http::ids;
 use crate::http::integer;
 use crate::http::logprobs::CompletionLogprobs;
+use crate::http::object;
 use crate::http::params::{GenerationFields, answer_count, token_count};
 use crate::http::prompt::PromptInput;
 use crate::http::sse::{self, Framing, Gone, Sender};
@@ -42,6 +43,7 @@ pub(crate) struct CompletionRequest {
     #[serde(default, deserialize_with = "integer::maybe")]
     max_tokens: Option<i64>,
     stream: Option<bool>,
+    #[serde(default, deserialize_with = "object::maybe")]
     stream_options: Option<StreamOptions>,
     #[serde(default, deserialize_with = "integer::maybe")]
     n: Option<u32>,

@@ -19,6 +19,7 @@ use crate::http::error::{ApiError, ApiResult};
 use crate::http::events::Events;
 use crate::http::ids;
 use crate::http::integer;
+use crate::http::object;
 use crate::http::params::{GenerationFields, token_count};
 use crate::http::sse::{self, Framing};
 use crate::http::state::{AppState, Served};
@@ -35,8 +36,11 @@ pub(crate) struct ResponsesRequest {
     temperature: Option<f64>,
     top_p: Option<f64>,
     tools: Option<Vec<Value>>,
-    tool_choice: Option<ToolChoice>,
+    tool_choice: Option<Value>,
+    parallel_tool_calls: Option<bool>,
+    #[serde(default, deserialize_with = "object::maybe")]
     text: Option<TextOptions>,
+    #[serde(default, deserialize_with = "object::maybe")]
     reasoning: Option<ReasoningOptions>,
     stream: Option<bool>,
     previous_response_id: Option<String>,
@@ -97,11 +101,15 @@ fn begin(served: &Served, body: ResponsesRequest) -> ApiResult<(Events, Shape)> 
 }
 
 fn constraint(body: &ResponsesRequest) -> ApiResult<Option<GrammarSource>> {
-    let format = body.text.as_ref().and_then(|text| text.format.clone()).filter(|format| !format.is_null());
-    let Some(format) = format else { return Ok(None) };
+    let Some(format) = format(body) else { return Ok(None) };
     let fields: ConstraintFields = serde_json::from_value(json!({ "response_format": format }))
         .map_err(|error| ApiError::field("text", error.to_string()))?;
     fields.source()
+}
+
+/// The form of the text that the request asks for.
+fn format(body: &ResponsesRequest) -> Option<Value> {
+    body.text.as_ref()?.format.clone().filter(|format| !format.is_null())
 }
 
 fn frame(served: &Served, body: &ResponsesRequest, request: &Request) -> Value {
@@ -116,13 +124,13 @@ fn frame(served: &Served, body: &ResponsesRequest, request: &Request) -> Value {
         "max_output_tokens": body.max_output_tokens,
         "model": served.name(),
         "output": [],
-        "parallel_tool_calls": true,
+        "parallel_tool_calls": body.parallel_tool_calls.unwrap_or(true),
         "previous_response_id": null,
         "reasoning": { "effort": body.reasoning.as_ref().and_then(|options| options.effort.clone()), "summary": null },
         "store": false,
         "temperature": request.sampling.temperature,
-        "text": { "format": { "type": "text" } },
-        "tool_choice": "auto",
+        "text": { "format": format(body).unwrap_or_else(|| json!({ "type": "text" })) },
+        "tool_choice": body.tool_choice.clone().filter(|choice| !choice.is_null()).unwrap_or_else(|| "auto".into()),
         "tools": body.tools.clone().unwrap_or_default(),
         "top_p": request.sampling.top_p,
         "truncation": "disabled",
@@ -146,30 +154,64 @@ fn conversation(body: &ResponsesRequest) -> ApiResult<Conversation> {
         }
         _ => return Err(ApiError::field("input", "input must be text or a list of items")),
     }
-    let tools = body.tools.iter().flatten().map(tool).collect::<ApiResult<Vec<Value>>>()?;
-    let choice = body.tool_choice.clone().unwrap_or_default();
+    let tools = body.tools.iter().flatten().filter_map(|found| tool(found).transpose());
+    let tools = tools.collect::<ApiResult<Vec<Value>>>()?;
+    let choice = choice(body.tool_choice.as_ref())?;
     let effort = body.reasoning.as_ref().and_then(|options| options.effort.as_deref());
     Conversation {
         continues: false,
         messages,
         constraint: choice.forced(&tools)?,
-        tools: choice.offer(tools),
+        tools: choice.offer(tools)?,
         options: Map::new(),
         thinking: chat_input::thinks(effort),
     }
     .check()
 }
 
-/// Tools here are flat; templates know them wrapped.
-fn tool(tool: &Value) -> ApiResult<Value> {
-    if tool["type"] != "function" {
-        return Err(ApiError::field("tools", "only tools of type function are supported"));
+/// Tools here are flat; templates know them wrapped. Those that the service itself would run are not offered to the model.
+fn tool(tool: &Value) -> ApiResult<Option<Value>> {
+    match tool["type"].as_str() {
+        Some("function") => {}
+        Some(_) => return Ok(None),
+        None => return Err(ApiError::field("tools", "a tool has no type")),
     }
     let mut function = tool.clone();
     if let Some(fields) = function.as_object_mut() {
         fields.remove("type");
     }
-    Ok(json!({ "type": "function", "function": function }))
+    Ok(Some(json!({ "type": "function", "function": function })))
+}
+
+/// A named tool is flat here, too.
+fn choice(choice: Option<&Value>) -> ApiResult<ToolChoice> {
+    match choice {
+        None | Some(Value::Null) => Ok(ToolChoice::default()),
+        Some(choice) => match (choice["type"].as_str(), choice["name"].as_str()) {
+            (Some("function"), Some(name)) => Ok(ToolChoice::named(name)),
+            _ => serde_json::from_value(choice.clone())
+                .map_err(|_| ApiError::field("tool_choice", "tool_choice must be a mode or name a function")),
+        },
+    }
+}
+
+/// The thoughts of a reasoning item, whole or else in summary.
+fn thoughts(item: &Value) -> String {
+    let texts = |list: &Value| -> String {
+        list.as_array().into_iter().flatten().filter_map(|part| part["text"].as_str()).collect()
+    };
+    let whole = texts(&item["content"]);
+    if whole.is_empty() { texts(&item["summary"]) } else { whole }
+}
+
+/// The message of the assistant that goes on with what came before: thoughts, text and calls of one turn are items here
+/// and one message in templates.
+fn turn(messages: &mut Vec<Value>) -> &mut Value {
+    if messages.last().is_none_or(|last| last["role"] != "assistant") {
+        messages.push(json!({ "role": "assistant", "content": "" }));
+    }
+    let last = messages.len() - 1;
+    &mut messages[last]
 }
 
 fn convert(index: usize, item: &Value, messages: &mut Vec<Value>) -> ApiResult<()> {
@@ -185,22 +227,32 @@ fn convert(index: usize, item: &Value, messages: &mut Vec<Value>) -> ApiResult<(
                 "type": "function",
                 "function": { "name": item["name"], "arguments": item["arguments"] },
             });
-            match messages.last_mut().filter(|last| last["role"] == "assistant") {
-                Some(last) => match last["tool_calls"].as_array_mut() {
-                    Some(calls) => calls.push(call),
-                    None => last["tool_calls"] = json!([call]),
-                },
-                None => messages.push(json!({ "role": "assistant", "content": "", "tool_calls": [call] })),
+            let turn = turn(messages);
+            match turn["tool_calls"].as_array_mut() {
+                Some(calls) => calls.push(call),
+                None => turn["tool_calls"] = json!([call]),
             }
         }
         Some("function_call_output") => {
             let output = item.get("output").cloned().ok_or_else(|| wrong("no output"))?;
             messages.push(json!({ "role": "tool", "tool_call_id": item["call_id"], "content": output }));
         }
-        Some("reasoning") => {}
+        // Templates decide which thoughts a model sees again; those between its calls of tools, as a rule.
+        Some("reasoning") => {
+            let thoughts = thoughts(item);
+            if !thoughts.is_empty() {
+                messages.push(json!({ "role": "assistant", "content": "", "reasoning_content": thoughts }));
+            }
+        }
         None | Some("message") => {
             let role = item["role"].as_str().ok_or_else(|| wrong("no role"))?;
-            messages.push(message(role, item["content"].clone()));
+            let only_thought = |last: &&mut Value| {
+                last["role"] == "assistant" && last["content"] == "" && last.get("tool_calls").is_none()
+            };
+            match messages.last_mut().filter(|_| role == "assistant").filter(only_thought) {
+                Some(thought) => thought["content"] = item["content"].clone(),
+                None => messages.push(message(role, item["content"].clone())),
+            }
         }
         Some(_) => return Err(wrong("items of that type are not supported")),
     }
@@ -235,6 +287,7 @@ pub(super) fn finished(
     }
     frame["output"] = output.into();
     frame["usage"] = totals.responses();
+    frame["timings"] = totals.timings();
     frame
 }
 
@@ -272,7 +325,7 @@ mod tests {
     fn items_become_messages() {
         let found = messages(json!({ "instructions": "Be brief.", "input": [
             { "role": "user", "content": [{ "type": "input_text", "text": "Weather?" }] },
-            { "type": "reasoning", "id": "r", "summary": [] },
+            { "type": "reasoning", "id": "r", "summary": [], "content": [{ "type": "reasoning_text", "text": "Look." }] },
             { "type": "function_call", "call_id": "a", "name": "weather", "arguments": "{}" },
             { "type": "function_call", "call_id": "b", "name": "wind", "arguments": "{}" },
             { "type": "function_call_output", "call_id": "a", "output": "rain" },
@@ -281,6 +334,36 @@ mod tests {
         let roles: Vec<&str> = found.iter().filter_map(|message| message["role"].as_str()).collect();
         assert_eq!(roles, ["system", "user", "assistant", "tool"]);
         assert_eq!(found[2]["tool_calls"].as_array().unwrap().len(), 2);
+        assert_eq!(found[2]["reasoning_content"], "Look.");
+        let found = messages(json!({ "input": [
+            { "role": "user", "content": "Weather?" },
+            { "type": "reasoning", "id": "r", "summary": [{ "type": "summary_text", "text": "Guess." }] },
+            { "type": "message", "role": "assistant", "content": "Rain." },
+            { "type": "reasoning", "id": "s", "summary": [] },
+            { "type": "message", "role": "assistant", "content": "Or sun." },
+        ]}))
+        .unwrap();
+        let texts: Vec<&Value> = found.iter().map(|message| &message["content"]).collect();
+        assert_eq!(texts, ["Weather?", "Rain.", "Or sun."]);
+        assert_eq!(found[1]["reasoning_content"], "Guess.");
+    }
+
+    #[test]
+    fn tools_that_are_no_functions_are_not_offered() {
+        let function = json!({ "type": "function", "name": "weather", "parameters": {} });
+        let body = |choice: Value| {
+            let tools = json!([{ "type": "web_search" }, function]);
+            let body = json!({ "input": "Weather?", "tools": tools, "tool_choice": choice });
+            conversation(&serde_json::from_value(body).unwrap())
+        };
+        assert_eq!(body(Value::Null).unwrap().tools.len(), 1);
+        let named = body(json!({ "type": "function", "name": "weather" })).unwrap();
+        assert!(named.constraint.is_some());
+        for wrong in
+            [json!({ "type": "function", "name": "wind" }), json!({ "type": "web_search" }), json!("x")]
+        {
+            assert!(body(wrong.clone()).is_err(), "{wrong}");
+        }
     }
 
     #[test]

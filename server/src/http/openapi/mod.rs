@@ -61,9 +61,6 @@ pub(super) async fn show(State(state): State<AppState>, document: Document) -> A
     if let Some(engine) = engine {
         let vocab = engine.model().spec.vocab;
         document["components"]["schemas"]["TokenId"]["maximum"] = vocab.saturating_sub(1).into();
-        for name in ["TokenCount", "TokenLimit"] {
-            document["components"]["schemas"][name]["maximum"] = engine.context().into();
-        }
     }
     Ok(Json(document).into_response())
 }
