@@ -37,9 +37,40 @@ pub(crate) enum PromptItem {
 
 /// A text that may come with pictures.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct PromptObject {
-    prompt_string: String,
+#[serde(untagged, deny_unknown_fields)]
+pub(crate) enum PromptObject {
+    /// A text.
+    Whole {
+        /// The text.
+        prompt_string: String,
+    },
+    /// A text in parts, as messages have them.
+    Parts {
+        /// The parts.
+        content: Vec<ContentPart>,
+    },
+}
+
+/// Part of a text.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub(crate) enum ContentPart {
+    /// Text: there is nothing else that a model here could read.
+    Text {
+        /// The text.
+        text: String,
+    },
+}
+
+impl PromptObject {
+    fn text(self) -> String {
+        match self {
+            PromptObject::Whole { prompt_string } => prompt_string,
+            PromptObject::Parts { content } => {
+                content.into_iter().map(|ContentPart::Text { text }| text).collect()
+            }
+        }
+    }
 }
 
 /// Part of a prompt.
@@ -61,7 +92,7 @@ impl PromptInput {
         let prompts: Vec<Vec<PromptPart>> = match self {
             PromptInput::Text(text) => vec![vec![PromptPart::Text(text)]],
             PromptInput::List(items) => prompts_of(items),
-            PromptInput::Object(object) => vec![vec![PromptPart::Text(object.prompt_string)]],
+            PromptInput::Object(object) => vec![vec![PromptPart::Text(object.text())]],
         };
         if prompts.is_empty() || prompts.len() > MAX_PROMPTS {
             return Err(ApiError::field("prompt", format!("expected 1 to {MAX_PROMPTS} prompts")));
@@ -77,7 +108,7 @@ fn prompts_of(items: Vec<PromptItem>) -> Vec<Vec<PromptPart>> {
             PromptItem::Id(id) => vec![PromptPart::Id(id)],
             PromptItem::Text(text) => vec![PromptPart::Text(text)],
             PromptItem::Parts(parts) => parts,
-            PromptItem::Object(object) => vec![PromptPart::Text(object.prompt_string)],
+            PromptItem::Object(object) => vec![PromptPart::Text(object.text())],
         });
         return vec![parts.collect()];
     }
@@ -85,7 +116,7 @@ fn prompts_of(items: Vec<PromptItem>) -> Vec<Vec<PromptPart>> {
         PromptItem::Id(id) => vec![PromptPart::Id(id)],
         PromptItem::Text(text) => vec![PromptPart::Text(text)],
         PromptItem::Parts(parts) => parts,
-        PromptItem::Object(object) => vec![PromptPart::Text(object.prompt_string)],
+        PromptItem::Object(object) => vec![PromptPart::Text(object.text())],
     });
     prompts.collect()
 }
@@ -131,6 +162,10 @@ mod tests {
         assert_eq!(lengths("[1, \"a\", 2]"), [3]);
         assert_eq!(lengths("{\"prompt_string\": \"a\"}"), [1]);
         assert_eq!(lengths("[{\"prompt_string\": \"a\"}, \"b\"]"), [1, 1]);
+        assert_eq!(lengths("[{\"content\": [{\"type\": \"text\", \"text\": \"a\"}]}, \"b\"]"), [1, 1]);
+        for picture in ["[{\"content\": [{\"type\": \"image_url\"}]}]", "{\"content\": 5}"] {
+            assert!(serde_json::from_str::<PromptInput>(picture).is_err(), "{picture}");
+        }
         assert!(
             serde_json::from_str::<PromptInput>("{\"prompt_string\": \"a\", \"multimodal_data\": []}")
                 .is_err()
