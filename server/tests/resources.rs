@@ -79,6 +79,21 @@ fn one_core_gives_the_same_answer() {
 }
 
 #[test]
+fn a_limit_on_addresses_is_kept_to() {
+    // Twice as many ask as there is room for: none is refused, and the server lives.
+    let mut server = Process::under("ulimit -v 1000000", &LINE);
+    let address = server.address();
+    let asking: Vec<_> = (0..24)
+        .map(|_| {
+            let address = address.clone();
+            std::thread::spawn(move || answers(&address))
+        })
+        .collect();
+    asking.into_iter().for_each(|thread| thread.join().unwrap());
+    answers(&address);
+}
+
+#[test]
 fn states_that_cannot_be_written_are_refused_without_a_path() {
     let folder = tempfile::tempdir().unwrap();
     let states = folder.path().join("states");

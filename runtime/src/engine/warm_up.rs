@@ -51,11 +51,11 @@ impl EngineHandle {
         }
         let run = self.ask(|reply| Command::WarmUp { streams, reply });
         run.map_err(|_| RequestError::Stopped)?;
-        let errors = generations.into_iter().flatten().filter_map(|event| match event {
+        let mut errors = generations.into_iter().flatten().filter_map(|event| match event {
             Event::Error(error) => Some(error),
             _ => None,
         });
-        errors.take(1).map(Err).collect()
+        errors.next().map_or(Ok(()), Err)
     }
 }
 

@@ -153,7 +153,10 @@ impl Worker {
                 Ok(Command::Export { name, reply }) => answer(&reply, self.export(&name)),
                 Ok(Command::Import { name, session, reply }) => answer(&reply, self.import(&name, *session)),
                 Ok(Command::Forget { name, reply }) => answer(&reply, self.forget(&name)),
-                Ok(Command::WarmUp { streams, reply }) => answer(&reply, self.warm_up(streams)),
+                Ok(Command::WarmUp { streams, reply }) => {
+                    self.warm_up(streams);
+                    answer(&reply, ());
+                }
                 Err(TryRecvError::Empty) => return true,
                 Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return false,
             }

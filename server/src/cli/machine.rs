@@ -106,11 +106,23 @@ pub(crate) fn lock_limit() -> Option<String> {
     soft_limit(&fs::read_to_string("/proc/self/limits").unwrap_or_default(), "Max locked memory")
 }
 
+/// Bytes of addresses that this process may still use; `None` without a limit (`ulimit -v`).
+#[must_use]
+pub(crate) fn address_room() -> Option<u64> {
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let limit = soft_value(&limits, "Max address space")?.parse::<u64>().ok()?;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    Some(limit.saturating_sub(kibibytes(&status, "VmSize").unwrap_or(0)))
+}
+
 /// The soft limit in a table of limits, with bytes made readable.
 fn soft_limit(table: &str, name: &str) -> Option<String> {
-    let rest = table.lines().find_map(|line| line.strip_prefix(name))?;
-    let value = rest.split_whitespace().next()?;
+    let value = soft_value(table, name)?;
     Some(value.parse().map_or_else(|_| value.to_owned(), super::output::bytes))
+}
+
+fn soft_value<'a>(table: &'a str, name: &str) -> Option<&'a str> {
+    table.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()
 }
 
 /// Bytes of memory that a process holds, as the system counts them.

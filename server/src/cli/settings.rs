@@ -45,7 +45,11 @@ pub fn load_model(args: &ModelArgs) -> anyhow::Result<Arc<Model>> {
     let started = std::time::Instant::now();
     let located = super::models::locate(args)?;
     let model = match &located {
-        Some(path) => load_file(path, args).with_context(|| format!("cannot load {}", path.display()))?,
+        Some(path) => {
+            let failed = || format!("cannot load {}", path.display());
+            check_addresses(path, super::machine::address_room()).with_context(failed)?;
+            load_file(path, args).with_context(failed)?
+        }
         None if args.mtp.is_some() => {
             return Err(usage("a prediction head needs the model it belongs to (-m)"));
         }
@@ -62,6 +66,22 @@ pub fn load_model(args: &ModelArgs) -> anyhow::Result<Arc<Model>> {
         "model loaded"
     );
     Ok(model)
+}
+
+/// Memory beside the model's file without which nothing runs.
+const LEAST_BESIDE: u64 = 80 << 20;
+
+/// Refuses a model that the limit on addresses leaves no room for: where it is reached later, allocations end the process.
+fn check_addresses(path: &Path, room: Option<u64>) -> anyhow::Result<()> {
+    let needed = bytes_on_disk(path).saturating_add(LEAST_BESIDE);
+    match room.filter(|&room| room < needed) {
+        None => Ok(()),
+        Some(room) => anyhow::bail!(
+            "it needs {} with what runs beside it, and the limit on addresses (ulimit -v) leaves {}",
+            super::output::bytes(needed),
+            super::output::bytes(room)
+        ),
+    }
 }
 
 fn locks(args: &ModelArgs) -> bool {
@@ -363,6 +383,17 @@ fn without_last_break(mut text: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_model_that_addresses_leave_no_room_for_is_refused_before_it_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.gguf");
+        std::fs::write(&path, [0; 5000]).unwrap();
+        assert!(check_addresses(&path, None).is_ok());
+        assert!(check_addresses(&path, Some(LEAST_BESIDE + 5000)).is_ok());
+        let error = check_addresses(&path, Some(LEAST_BESIDE + 4999)).unwrap_err().to_string();
+        assert!(error.contains("ulimit -v"), "{error}");
+    }
 
     #[test]
     fn values_out_of_range_are_wrong_usage() {
