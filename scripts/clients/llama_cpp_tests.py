@@ -36,6 +36,8 @@ model, server, dropped, switches = {model!r}, {server!r}, {dropped!r}, {switches
 given, kept, slots, context = iter(sys.argv[1:]), [], 1, None
 if "--metrics" not in sys.argv:
     kept.append("--no-metrics")
+# Their models never come to an end by themselves.
+kept.append("--ignore-eos")
 for word in given:
     if word in dropped or word == "--model":
         next(given)

@@ -151,6 +151,8 @@ fn config(args: &ServeArgs) -> anyhow::Result<ServerConfig> {
         allowed_origins: args.cors_origins.clone(),
         max_body: args.max_body,
         max_tokens: run::max_tokens(&args.generation)?,
+        stop: args.generation.stops(),
+        ignore_eos: args.generation.ignore_eos,
         // The vocabulary is checked with the first request: the model is not loaded yet.
         sampling: sampling::params(&args.sampling, u32::MAX as usize)?,
         thinking: options.remove("enable_thinking").and_then(|thinking| thinking.as_bool()),

@@ -69,6 +69,10 @@ pub struct ServerConfig {
     pub drain_time: Duration,
     /// Tokens generated for requests that name no limit; as many as the context holds if absent.
     pub max_tokens: Option<usize>,
+    /// Texts that end an answer, for requests that name none.
+    pub stop: Vec<String>,
+    /// Whether answers go on after a token that ends a text, where requests do not say.
+    pub ignore_eos: bool,
     /// Sampling for requests that leave it open.
     pub sampling: SamplingParams,
     /// Whether the model thinks before it answers, where its template knows the difference and the request does not say.
@@ -104,6 +108,8 @@ impl Default for ServerConfig {
             stall_time: Duration::from_secs(60),
             drain_time: Duration::from_secs(10),
             max_tokens: None,
+            stop: Vec::new(),
+            ignore_eos: false,
             sampling: SamplingParams::default(),
             thinking: None,
             reasoning_form: ReasoningForm::default(),

@@ -103,13 +103,13 @@ impl GenerationFields {
         tokenizer: Option<&Tokenizer>,
         vocab: usize,
     ) -> ApiResult<Request> {
-        let stop = self.stop.clone().map(OneOrMany::into_vec).unwrap_or_default();
+        let stop = self.stop.clone().map_or_else(|| config.stop.clone(), OneOrMany::into_vec);
         StopMatcher::new(&stop).map_err(|error| ApiError::field("stop", error.to_string()))?;
         Ok(Request {
             max_tokens: max_tokens.or(config.max_tokens),
             sampling: self.sampling(&config.sampling, tokenizer, vocab)?,
             stop,
-            ignore_eos: self.ignore_eos.unwrap_or(false),
+            ignore_eos: self.ignore_eos.unwrap_or(config.ignore_eos),
             cache_prompt: self.cache_prompt.unwrap_or(config.cache_prompt),
             spec: self.spec()?,
             spec_draft_max: draft_length("speculative.n_max", self.draft_max)?,
@@ -317,6 +317,20 @@ mod tests {
         ] {
             assert!(request(wrong.clone()).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_server_says_where_answers_end_where_requests_do_not() {
+        let config =
+            ServerConfig { stop: vec!["###".to_owned()], ignore_eos: true, ..ServerConfig::default() };
+        let request = |fields: Value| {
+            let fields: GenerationFields = serde_json::from_value(fields).unwrap();
+            fields.request(vec![1], None, &config, None, 100).unwrap()
+        };
+        let left_open = request(json!({}));
+        assert_eq!((left_open.stop, left_open.ignore_eos), (vec!["###".to_owned()], true));
+        let own = request(json!({"stop": [], "ignore_eos": false}));
+        assert_eq!((own.stop.len(), own.ignore_eos), (0, false));
     }
 
     #[test]
