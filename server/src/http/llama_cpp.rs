@@ -250,7 +250,7 @@ fn last(shape: &Shape, index: usize, reason: &FinishReason, totals: &Totals) -> 
         FinishReason::Stop(word) => ("word", word.as_str()),
         _ => ("limit", ""),
     };
-    json!({
+    totals.explained(json!({
         "index": index,
         "content": "",
         "tokens": [],
@@ -266,7 +266,7 @@ fn last(shape: &Shape, index: usize, reason: &FinishReason, totals: &Totals) -> 
         "stop_type": kind,
         "stopping_word": word,
         "timings": totals.timings(),
-    })
+    }))
 }
 
 async fn write(

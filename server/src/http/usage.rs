@@ -51,8 +51,8 @@ impl Totals {
         })
     }
 
-    /// The same with the reason why no more was reused, if there is one.
-    fn explained(&self, mut value: Value) -> Value {
+    /// A count of tokens reused, with the reason why they are no more, if there is one.
+    pub(crate) fn explained(&self, mut value: Value) -> Value {
         if let Some(reason) = &self.miss {
             value["cache_miss_reason"] = reason.as_str().into();
         }
@@ -104,7 +104,7 @@ impl Totals {
             timings["draft_n"] = self.drafted.into();
             timings["draft_n_accepted"] = self.accepted.into();
         }
-        self.explained(timings)
+        timings
     }
 
     /// Durations in nanoseconds and counts, as Ollama's API writes them.
