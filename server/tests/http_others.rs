@@ -118,6 +118,38 @@ fn llama_cpp_completions_report_what_was_sampled_from() {
 }
 
 #[test]
+fn progress_and_tokens_come_with_timings_where_asked_for() {
+    let server = Server::start();
+    let story = "Once upon a time there was a frog who lived in a pond. ".repeat(30);
+    let wish = json!({"stream": true, "return_progress": true, "timings_per_token": true, "max_tokens": 4, "ignore_eos": true});
+    for (path, prompt) in [
+        ("/completion", json!({"prompt": story})),
+        ("/v1/chat/completions", json!({"messages": [{"role": "user", "content": story}]})),
+    ] {
+        let mut request = wish.clone();
+        request.as_object_mut().unwrap().extend(prompt.as_object().unwrap().clone());
+        let events = server.stream(path, &request);
+        let progress: Vec<&Value> =
+            events.iter().filter(|event| event.get("prompt_progress").is_some()).collect();
+        assert!(progress.len() > 1, "{path}");
+        assert_eq!(progress[0]["prompt_progress"]["processed"], progress[0]["prompt_progress"]["cache"]);
+        assert_eq!(
+            (&progress[0]["timings"]["prompt_n"], &progress[0]["timings"]["prompt_ms"]),
+            (&0.into(), &0.0.into())
+        );
+        let last = progress[progress.len() - 1];
+        assert_eq!(last["prompt_progress"]["processed"], last["prompt_progress"]["total"]);
+        assert!(last["timings"]["prompt_ms"].as_f64().unwrap() > 0.0);
+        let counts: Vec<u64> = events
+            .iter()
+            .filter_map(|event| event["timings"]["predicted_n"].as_u64())
+            .filter(|&count| count > 0)
+            .collect();
+        assert_eq!(counts[..4], [1, 2, 3, 4], "{path}");
+    }
+}
+
+#[test]
 fn tokens_and_templates_go_both_ways() {
     let server = Server::start();
     let tokens = server.post("/tokenize", &json!({"content": "Hello, world!"})).ok()["tokens"].clone();

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::body::JsonBody;
+use super::clock::Clock;
 use super::constraint::ConstraintFields;
 use super::error::{ApiError, ApiResult};
 use super::events::Events;
@@ -44,6 +45,7 @@ pub(crate) struct CompletionRequest {
     post_sampling_probs: Option<bool>,
     return_tokens: Option<bool>,
     return_progress: Option<bool>,
+    timings_per_token: Option<bool>,
     response_fields: Option<Vec<String>>,
     #[serde(default, deserialize_with = "integer::maybe")]
     id_slot: Option<i64>,
@@ -60,6 +62,8 @@ struct Shape {
     each: usize,
     tokens: bool,
     progress: bool,
+    /// Whether timings come with every token.
+    timings: bool,
     /// Whether probabilities are those after sampling.
     sampled: bool,
     /// The only fields that are wanted, with slashes between the names of nested ones.
@@ -145,6 +149,7 @@ fn begin(served: &Served, body: CompletionRequest) -> ApiResult<(Events, Shape)>
         each,
         tokens: body.return_tokens.unwrap_or(false),
         progress: body.return_progress.unwrap_or(false),
+        timings: body.timings_per_token.unwrap_or(false),
         sampled: body.post_sampling_probs.unwrap_or(false),
         fields: body.response_fields.unwrap_or_default(),
     };
@@ -278,8 +283,10 @@ async fn write(
 ) -> Result<(), Gone> {
     let tokenizer = served.model().tokenizer.as_deref();
     let mut generated = vec![0usize; count];
+    let mut clocks = vec![Clock::new(); count];
     let mut broken = vec![false; count];
     while let Some((index, event)) = sender.next(&mut events).await? {
+        clocks[index].note(&event);
         match event {
             Event::Token { id, text, logprob } => {
                 generated[index] += 1;
@@ -287,6 +294,9 @@ async fn write(
                 let mut chunk = json!({ "index": index, "content": text, "tokens": [id], "stop": false });
                 chunk["id_slot"] = events.slot(index).into();
                 chunk["tokens_predicted"] = generated[index].into();
+                if shape.timings {
+                    chunk["timings"] = clocks[index].timings();
+                }
                 if let Some(found) = logprob {
                     chunk["completion_probabilities"] = json!([shape.probabilities(tokenizer, &found)]);
                 }
@@ -306,6 +316,7 @@ async fn write(
                 let progress = json!({ "total": total, "cache": cached, "processed": done });
                 let chunk = json!({
                     "index": index, "content": "", "tokens": [], "stop": false, "prompt_progress": progress,
+                    "timings": clocks[index].timings(),
                 });
                 sender.data(&chunk).await?;
             }

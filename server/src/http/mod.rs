@@ -7,6 +7,7 @@ mod assemble;
 mod base64;
 mod body;
 mod chat_input;
+mod clock;
 pub mod config;
 pub(crate) mod constraint;
 pub mod error;

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use crate::http::answer::{Answer, AnswerReader, Call, Piece, finish_reason};
 use crate::http::body::JsonBody;
 use crate::http::chat_input::{self, ChatPrompt, Conversation, ToolChoice};
+use crate::http::clock::Clock;
 use crate::http::config::{ReasoningForm, ServerConfig, UnknownReasoningForm};
 use crate::http::constraint::ConstraintFields;
 use crate::http::error::{ApiError, ApiResult};
@@ -52,6 +53,7 @@ pub(crate) struct ChatRequest {
     reasoning_format: Option<String>,
     chat_template_kwargs: Option<Map<String, Value>>,
     return_progress: Option<bool>,
+    timings_per_token: Option<bool>,
     add_generation_prompt: Option<bool>,
     continue_final_message: Option<bool>,
     session: Option<String>,
@@ -75,6 +77,7 @@ struct Shape {
     form: ReasoningForm,
     usage: bool,
     progress: bool,
+    timings: bool,
     logprobs: bool,
 }
 
@@ -187,6 +190,7 @@ fn begin(served: &Served, body: ChatRequest) -> ApiResult<(Events, Shape)> {
         form: reasoning_form(body.reasoning_format.as_deref(), served.config())?,
         usage: body.stream_options.unwrap_or_default().include_usage,
         progress: body.return_progress.unwrap_or(false),
+        timings: body.timings_per_token.unwrap_or(false),
         logprobs,
     };
     Ok((served.submit(vec![request], answer_count(body.n)?)?, shape))
@@ -307,6 +311,7 @@ impl Shape {
 
 async fn write(sender: Sender, served: Served, mut events: Events, shape: Shape) -> Result<(), Gone> {
     let mut readers: Vec<AnswerReader> = Vec::new();
+    let mut clocks: Vec<Clock> = Vec::new();
     let mut totals = Totals::default();
     let tokenizer = served.model().tokenizer.as_deref();
     while let Some((index, event)) = sender.next(&mut events).await? {
@@ -314,7 +319,10 @@ async fn write(sender: Sender, served: Served, mut events: Events, shape: Shape)
             let role = json!({ "role": "assistant", "content": null });
             sender.data(&shape.delta(readers.len(), role, Value::Null, None)).await?;
             readers.push(AnswerReader::new(&shape.prompt, shape.form));
+            clocks.push(Clock::new());
         }
+        clocks[index].note(&event);
+        let clock = shape.timings.then_some(&clocks[index]);
         let reader = &mut readers[index];
         match event {
             Event::Token { text, logprob, .. } => {
@@ -323,12 +331,12 @@ async fn write(sender: Sender, served: Served, mut events: Events, shape: Shape)
                     |found| json!({ "content": [logprobs::chat_entry(tokenizer, &found, true)] }),
                 );
                 let pieces = reader.push(&text);
-                write_pieces(&sender, &shape, index, pieces, logprobs).await?;
+                write_pieces(&sender, &shape, index, pieces, logprobs, clock).await?;
             }
             Event::Done { reason, text, usage } => {
                 let mut pieces = reader.push(&text);
                 pieces.extend(reader.finish());
-                write_pieces(&sender, &shape, index, pieces, Value::Null).await?;
+                write_pieces(&sender, &shape, index, pieces, Value::Null, clock).await?;
                 totals.add(&usage, index > 0);
                 let reason = finish_reason(&reason, reader.calls());
                 let mut chunk = shape.delta(index, json!({}), Value::Null, Some(reason));
@@ -341,6 +349,7 @@ async fn write(sender: Sender, served: Served, mut events: Events, shape: Shape)
             Event::Prefill { done, total, cached } if shape.progress => {
                 let mut chunk = shape.chunk(json!([]));
                 chunk["prompt_progress"] = json!({ "total": total, "cache": cached, "processed": done });
+                chunk["timings"] = clocks[index].timings();
                 sender.data(&chunk).await?;
             }
             _ => {}
@@ -362,9 +371,16 @@ async fn write_pieces(
     index: usize,
     pieces: Vec<Piece>,
     mut logprobs: Value,
+    clock: Option<&Clock>,
 ) -> Result<(), Gone> {
+    let timed = |mut chunk: Value| {
+        if let Some(clock) = clock {
+            chunk["timings"] = clock.timings();
+        }
+        chunk
+    };
     if pieces.is_empty() && !logprobs.is_null() {
-        return sender.data(&shape.delta(index, json!({ "content": "" }), logprobs, None)).await;
+        return sender.data(&timed(shape.delta(index, json!({ "content": "" }), logprobs, None))).await;
     }
     for piece in pieces {
         let delta = match piece {
@@ -376,7 +392,7 @@ async fn write_pieces(
                 json!({ "tool_calls": [value] })
             }
         };
-        sender.data(&shape.delta(index, delta, logprobs.take(), None)).await?;
+        sender.data(&timed(shape.delta(index, delta, logprobs.take(), None))).await?;
     }
     Ok(())
 }
