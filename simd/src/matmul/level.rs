@@ -1,12 +1,15 @@
 //! The kernels of one instruction-set level, put together.
 
 /// The kernels of one level: everything generic, compiled with its features. `$few_256`, `$few_32` and `$few_q80` are
-/// the most activation rows with which weights in blocks of 256, of 32 and of Q8_0 are read row after row. `$rows` are the activation rows of
-/// tiles, largest first, `$panels` their panels, `$float_weights` and `$float_rows` the sides of float tiles.
+/// the most activation rows with which weights in blocks of 256, of 32 and of Q8_0 are read row after row; beyond them,
+/// `$thin_k`, `$thin_6` and `$thin_32` the most with which those of Q4_K and Q5_K, of Q6_K and of blocks of 32 are
+/// unpacked in registers. `$rows` are the activation rows of tiles, largest first, `$panels` their panels,
+/// `$float_weights` and `$float_rows` the sides of float tiles.
 macro_rules! level {
     (
         $module:ident, $isa:ident, $simd:ty, $features:literal,
         few: [$few_256:literal, $few_32:literal, $few_q80:literal],
+        thin: [$thin_k:literal, $thin_6:literal, $thin_32:literal],
         rows: [$($rows:literal),*], panels: $panels:literal, floats: $float_weights:literal x $float_rows:literal
     ) => {
         pub(in crate::matmul) mod $module {
@@ -18,7 +21,7 @@ macro_rules! level {
             use $crate::matmul::panels::{self, Ahead, PanelKernel, Rows, Tile, TileFn, UnpackFn};
             use $crate::matmul::simd::Simd;
             use $crate::matmul::unpack::{self, Unpack};
-            use $crate::matmul::{ActivationKind, ActivationRowMut, MatmulKernels, OutTile, Product, rows, scalar};
+            use $crate::matmul::{ActivationKind, ActivationRowMut, MatmulKernels, OutTile, Product, rows, scalar, thin};
             use $crate::quant::QFormat;
 
             type S = $simd;
@@ -40,6 +43,7 @@ macro_rules! level {
                         QFormat::F16 => floats::matmul::<S, F16, $float_weights, $float_rows>(product, out),
                         QFormat::BF16 => floats::matmul::<S, BF16, $float_weights, $float_rows>(product, out),
                         format if out.rows() <= most_in_rows(format) => in_rows(product, out),
+                        format if out.rows() <= most_in_registers(format) => in_registers(product, out),
                         format => panels::matmul(&panel_kernel(format), product, out),
                     }
                 }
@@ -75,6 +79,32 @@ macro_rules! level {
                         QFormat::IQ4NL => rows::blocks_of_32::<S, IQ4NL<S>>(product, out),
                         QFormat::MXFP4 => rows::blocks_of_32::<S, Fp4<S>>(product, out),
                         _ => rows::blocks_of_32::<S, Q80<S>>(product, out),
+                    }
+                }
+            }
+
+            /// The most activation rows with which weights are unpacked in registers.
+            const fn most_in_registers(format: QFormat) -> usize {
+                match format {
+                    QFormat::Q4K | QFormat::Q5K => $thin_k,
+                    QFormat::Q6K => $thin_6,
+                    QFormat::Q4_0 | QFormat::Q8_0 | QFormat::IQ4NL => $thin_32,
+                    _ => 0,
+                }
+            }
+
+            /// The product with weights that are unpacked in registers.
+            #[target_feature(enable = $features)]
+            fn in_registers(product: &Product<'_>, out: &mut OutTile<'_>) {
+                // SAFETY: this function is compiled for, and only called with, the instruction set.
+                unsafe {
+                    match product.format {
+                        QFormat::Q4K => thin::blocks_of_256::<S, Q4K<S>>(product, out),
+                        QFormat::Q5K => thin::blocks_of_256::<S, Q5K<S>>(product, out),
+                        QFormat::Q6K => thin::blocks_of_256::<S, Q6K<S>>(product, out),
+                        QFormat::Q4_0 => thin::blocks_of_32::<S, Q40<S>>(product, out),
+                        QFormat::IQ4NL => thin::blocks_of_32::<S, IQ4NL<S>>(product, out),
+                        _ => thin::blocks_of_32::<S, Q80<S>>(product, out),
                     }
                 }
             }

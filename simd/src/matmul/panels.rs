@@ -4,7 +4,7 @@
 //! meet four broadcast activations. Panels are unpacked for a chunk of columns small enough for the first cache
 //! level; the chains of the outputs rest in the output matrix between chunks.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use super::Product;
 use super::activations::{RowPointers, RowSteps};
@@ -131,6 +131,13 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
+    /// The `group` weight rows from `first`, spread over `blocks` blocks of work on the group before. Beyond the last
+    /// row too: whoever has these rows is likely to ask for what follows them in memory next.
+    pub(super) fn group(product: &Product<'_>, first: usize, group: usize, blocks: usize) -> Ahead {
+        let next = product.weights.as_ptr().wrapping_add(first * product.row_bytes);
+        Ahead { next, lines: (group * product.row_bytes).div_ceil(LINE * blocks) }
+    }
+
     /// Asks for part `i` of `count` of a block's lines. The processor has room for few requests at a time, so the
     /// lines of a block are spread over the work on it.
     ///
@@ -170,12 +177,20 @@ struct Scratch {
     panels: AlignedBuffer<u8>,
     /// The last rows of a matrix, filled up to sixteen.
     rows: AlignedBuffer<u8>,
-    /// The address behind the weights of the last call: those there were asked for.
-    asked: usize,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
+    /// The address behind the weights of the last call: those there were asked for.
+    static ASKED: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Reads the first `group` weight rows of a product with `outputs` where the call before did not ask for them.
+pub(super) fn asked_for(product: &Product<'_>, group: usize, outputs: usize) {
+    let weights = product.weights.as_ptr_range();
+    if ASKED.replace(weights.end.addr()) != weights.start.addr() {
+        touch(&product.weights[..group.min(outputs) * product.row_bytes]);
+    }
 }
 
 /// The whole product.
@@ -189,10 +204,7 @@ pub(super) unsafe fn matmul(kernel: &PanelKernel, product: &Product<'_>, out: &m
         scratch.panels.resize(kernel.panels * panel_bytes);
         let panels = scratch.panels.as_mut_slice();
         let group = LANES * kernel.panels;
-        if scratch.asked != product.weights.as_ptr().addr() {
-            touch(&product.weights[..group.min(out.cols()) * product.row_bytes]);
-        }
-        scratch.asked = product.weights.as_ptr_range().end.addr();
+        asked_for(product, group, out.cols());
         for j in (0..out.cols()).step_by(group) {
             let mut ahead = next_group(kernel, product, j + group, out);
             for start in (0..product.cols).step_by(CHUNK) {
@@ -228,14 +240,11 @@ fn touch(weights: &[u8]) {
     }
 }
 
-/// The weight rows from `first`, as much as one group takes, spread over the blocks of work on the group before. Beyond
-/// the last row too: whoever has these rows is likely to ask for what follows them in memory next.
+/// The weight rows from `first`, as much as one group takes.
 fn next_group(kernel: &PanelKernel, product: &Product<'_>, first: usize, out: &OutTile<'_>) -> Ahead {
     let tiles = out.rows().div_ceil(kernel.tiles[0].0);
     let blocks = product.cols / kernel.layout.block_len * (kernel.panels + tiles);
-    let bytes = LANES * kernel.panels * product.row_bytes;
-    let next = product.weights.as_ptr().wrapping_add(first * product.row_bytes);
-    Ahead { next, lines: bytes.div_ceil(LINE * blocks) }
+    Ahead::group(product, first, LANES * kernel.panels, blocks)
 }
 
 /// Bytes `within .. within + bytes` of sixteen weight rows from `first`. Where fewer are left they are copied, and
@@ -325,7 +334,7 @@ fn rows<const R: usize>(tile: &Tile) -> [RowPointers; R] {
 /// # Safety
 /// Four bytes are readable; see [`Simd`].
 #[inline(always)]
-unsafe fn splat_at<S: Simd, T>(p: *const T) -> S::Vector {
+pub(super) unsafe fn splat_at<S: Simd, T>(p: *const T) -> S::Vector {
     // SAFETY: the caller's promise; the read is unaligned.
     unsafe { S::splat_int(p.cast::<i32>().read_unaligned()) }
 }

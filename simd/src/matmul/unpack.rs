@@ -5,6 +5,7 @@ use super::formats::{IQ4XS, Q2K, Q3K, Q4K, Q5K, Q6K};
 use super::formats_32::{Format32, Fp4, IQ4NL, Q40, Q41, Q50, Q51, Q80, iq4_weights};
 use super::panels::{Ahead, LINE, Layout, Rows, layout};
 use super::simd::Simd;
+use super::thin::Parts;
 use crate::quant::QFormat;
 
 /// A format with an unpacking of its own.
@@ -228,26 +229,66 @@ impl<S: Simd> Unpack<S> for Q3K<S> {
     }
 }
 
+/// Unpacks a block of a format in parts.
+///
+/// # Safety
+/// As for [`Unpack::block`].
+#[inline(always)]
+unsafe fn in_parts<S: Simd, F: Parts<S>>(blocks: Rows, panel: *mut u8, ahead: Ahead) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        F::header(blocks, panel);
+        let weights = panel.add(<F as Unpack<S>>::LAYOUT.weights_at());
+        macro_rules! parts {
+            ($($part:literal)*) => {
+                $(ahead.part::<S>($part, 4);
+                for (i, vector) in F::part::<$part>(blocks).into_iter().enumerate() {
+                    put::<S>(weights, F::STEPS * F::sub($part, i / F::STEPS) + i % F::STEPS, vector);
+                })*
+            };
+        }
+        parts!(0 1 2 3);
+    }
+}
+
 impl<S: Simd> Unpack<S> for Q4K<S> {
     const FORMAT: QFormat = QFormat::Q4K;
 
     #[inline(always)]
     unsafe fn block(blocks: Rows, panel: *mut u8, ahead: Ahead) {
         // SAFETY: the trait's promise.
+        unsafe { in_parts::<S, Self>(blocks, panel, ahead) }
+    }
+}
+
+impl<S: Simd> Parts<S> for Q4K<S> {
+    const STEPS: usize = 8;
+
+    #[inline(always)]
+    unsafe fn header(blocks: Rows, panel: *mut u8) {
+        // SAFETY: the trait's promise.
+        unsafe { six_bit_header::<S>(blocks, <Self as Unpack<S>>::LAYOUT, panel) }
+    }
+
+    #[inline(always)]
+    unsafe fn part<const PART: usize>(blocks: Rows) -> [S::Vector; 16] {
+        // SAFETY: the trait's promise.
         unsafe {
-            let layout = <Self as Unpack<S>>::LAYOUT;
-            six_bit_header::<S>(blocks, layout, panel);
-            let weights = panel.add(layout.weights_at());
-            for piece in 0..8 {
-                ahead.part::<S>(piece, 8);
-                let packed = S::rows_of_16(blocks, 16 + 16 * piece);
-                let at = 16 * (piece / 2) + 4 * (piece % 2);
+            let mut weights = [S::zero(); 16];
+            for side in 0..2 {
+                let packed = S::rows_of_16(blocks, 16 + 32 * PART + 16 * side);
                 for i in 0..4 {
-                    put::<S>(weights, at + i, S::low_nibbles(packed[i]));
-                    put::<S>(weights, at + 8 + i, S::high_nibbles(packed[i]));
+                    weights[4 * side + i] = S::low_nibbles(packed[i]);
+                    weights[8 + 4 * side + i] = S::high_nibbles(packed[i]);
                 }
             }
+            weights
         }
+    }
+
+    #[inline(always)]
+    fn sub(part: usize, i: usize) -> usize {
+        2 * part + i
     }
 }
 
@@ -257,31 +298,51 @@ impl<S: Simd> Unpack<S> for Q5K<S> {
     #[inline(always)]
     unsafe fn block(blocks: Rows, panel: *mut u8, ahead: Ahead) {
         // SAFETY: the trait's promise.
+        unsafe { in_parts::<S, Self>(blocks, panel, ahead) }
+    }
+}
+
+impl<S: Simd> Parts<S> for Q5K<S> {
+    const STEPS: usize = 8;
+
+    #[inline(always)]
+    unsafe fn header(blocks: Rows, panel: *mut u8) {
+        // SAFETY: the trait's promise.
+        unsafe { six_bit_header::<S>(blocks, <Self as Unpack<S>>::LAYOUT, panel) }
+    }
+
+    #[inline(always)]
+    unsafe fn part<const PART: usize>(blocks: Rows) -> [S::Vector; 16] {
+        // SAFETY: the trait's promise.
         unsafe {
-            let layout = <Self as Unpack<S>>::LAYOUT;
-            six_bit_header::<S>(blocks, layout, panel);
-            let weights = panel.add(layout.weights_at());
+            let mut weights = [S::zero(); 16];
             for side in 0..2 {
                 let fifth = S::rows_of_16(blocks, 16 + 16 * side);
-                macro_rules! group {
-                    ($group:literal, $low:literal, $high:literal) => {
-                        ahead.part::<S>(4 * side + $group, 8);
-                        let packed = S::rows_of_16(blocks, 48 + 32 * $group + 16 * side);
+                let packed = S::rows_of_16(blocks, 48 + 32 * PART + 16 * side);
+                macro_rules! bits {
+                    ($low:literal, $high:literal) => {
                         for i in 0..4 {
-                            let at = 16 * $group + 4 * side + i;
                             let bit = to_bit_4::<S, $low>(fifth[i], 0x1010_1010);
-                            put::<S>(weights, at, S::or(S::low_nibbles(packed[i]), bit));
+                            weights[4 * side + i] = S::or(S::low_nibbles(packed[i]), bit);
                             let bit = to_bit_4::<S, $high>(fifth[i], 0x1010_1010);
-                            put::<S>(weights, at + 8, S::or(S::high_nibbles(packed[i]), bit));
+                            weights[8 + 4 * side + i] = S::or(S::high_nibbles(packed[i]), bit);
                         }
                     };
                 }
-                group!(0, 0, 1);
-                group!(1, 2, 3);
-                group!(2, 4, 5);
-                group!(3, 6, 7);
+                match PART {
+                    0 => bits!(0, 1),
+                    1 => bits!(2, 3),
+                    2 => bits!(4, 5),
+                    _ => bits!(6, 7),
+                }
             }
+            weights
         }
+    }
+
+    #[inline(always)]
+    fn sub(part: usize, i: usize) -> usize {
+        2 * part + i
     }
 }
 
@@ -291,8 +352,17 @@ impl<S: Simd> Unpack<S> for Q6K<S> {
     #[inline(always)]
     unsafe fn block(blocks: Rows, panel: *mut u8, ahead: Ahead) {
         // SAFETY: the trait's promise.
+        unsafe { in_parts::<S, Self>(blocks, panel, ahead) }
+    }
+}
+
+impl<S: Simd> Parts<S> for Q6K<S> {
+    const STEPS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn header(blocks: Rows, panel: *mut u8) {
+        // SAFETY: the trait's promise.
         unsafe {
-            let layout = <Self as Unpack<S>>::LAYOUT;
             let [_, _, _, last] = S::rows_of_16(blocks, 194);
             S::store_floats(panel.cast(), S::lower_halves(S::shift_right::<16>(last)));
             let [a, b, c, d] = S::rows_of_16(blocks, 192);
@@ -302,28 +372,36 @@ impl<S: Simd> Unpack<S> for Q6K<S> {
             for i in 0..4 {
                 (scales[i], scales[4 + i], scales[8 + i], scales[12 + i]) = (a[i], b[i], c[i], d[i]);
             }
-            put_scales::<S, 16>(layout, scales, panel);
-            let weights = panel.add(layout.weights_at());
-            for half in 0..2 {
-                for side in 0..2 {
-                    ahead.part::<S>(2 * half + side, 4);
-                    let first = S::rows_of_16(blocks, 64 * half + 16 * side);
-                    let second = S::rows_of_16(blocks, 64 * half + 32 + 16 * side);
-                    let upper = S::rows_of_16(blocks, 128 + 32 * half + 16 * side);
-                    for i in 0..4 {
-                        let at = 32 * half + 4 * side + i;
-                        let two = to_bit_4::<S, 0>(upper[i], 0x3030_3030);
-                        put::<S>(weights, at, S::or(S::low_nibbles(first[i]), two));
-                        let two = to_bit_4::<S, 2>(upper[i], 0x3030_3030);
-                        put::<S>(weights, at + 8, S::or(S::low_nibbles(second[i]), two));
-                        let two = to_bit_4::<S, 4>(upper[i], 0x3030_3030);
-                        put::<S>(weights, at + 16, S::or(S::high_nibbles(first[i]), two));
-                        let two = to_bit_4::<S, 6>(upper[i], 0x3030_3030);
-                        put::<S>(weights, at + 24, S::or(S::high_nibbles(second[i]), two));
-                    }
-                }
-            }
+            put_scales::<S, 16>(<Self as Unpack<S>>::LAYOUT, scales, panel);
         }
+    }
+
+    #[inline(always)]
+    unsafe fn part<const PART: usize>(blocks: Rows) -> [S::Vector; 16] {
+        let (half, side) = (PART / 2, PART % 2);
+        // SAFETY: the trait's promise.
+        unsafe {
+            let first = S::rows_of_16(blocks, 64 * half + 16 * side);
+            let second = S::rows_of_16(blocks, 64 * half + 32 + 16 * side);
+            let upper = S::rows_of_16(blocks, 128 + 32 * half + 16 * side);
+            let mut weights = [S::zero(); 16];
+            for i in 0..4 {
+                let two = to_bit_4::<S, 0>(upper[i], 0x3030_3030);
+                weights[i] = S::or(S::low_nibbles(first[i]), two);
+                let two = to_bit_4::<S, 2>(upper[i], 0x3030_3030);
+                weights[4 + i] = S::or(S::low_nibbles(second[i]), two);
+                let two = to_bit_4::<S, 4>(upper[i], 0x3030_3030);
+                weights[8 + i] = S::or(S::high_nibbles(first[i]), two);
+                let two = to_bit_4::<S, 6>(upper[i], 0x3030_3030);
+                weights[12 + i] = S::or(S::high_nibbles(second[i]), two);
+            }
+            weights
+        }
+    }
+
+    #[inline(always)]
+    fn sub(part: usize, i: usize) -> usize {
+        8 * (part / 2) + part % 2 + 2 * i
     }
 }
 

@@ -321,10 +321,32 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     unsafe fn totals(v: __m512i, half: __m256i) -> (i32, i32) {
         // SAFETY: the trait's promise.
+        unsafe { super::totals_of_eight(sums_of_eight(v), half) }
+    }
+
+    #[inline(always)]
+    unsafe fn totals_of_two(v: [__m512i; 2], halves: [__m256i; 2]) -> [i32; 4] {
+        // SAFETY: the trait's promise.
         unsafe {
-            let eight = _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
-            super::totals_of_eight(eight, half)
+            let [a, b] = [sums_of_eight(v[0]), sums_of_eight(v[1])];
+            super::four_of(super::totals_of_four([a, b, halves[0], halves[1]]))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn totals_of_four(v: [__m512i; 4]) -> [i32; 4] {
+        // SAFETY: the trait's promise.
+        unsafe {
+            let eight = sums_of_eight(sums_of_quarters(v));
+            let four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+            super::four_of(four)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn totals_of_four_halves(v: [__m256i; 4]) -> [i32; 4] {
+        // SAFETY: the trait's promise.
+        unsafe { super::four_of(super::totals_of_four(v)) }
     }
 
     #[inline(always)]
@@ -420,6 +442,13 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
             super::tree_sum_of_eight(_mm256_add_ps(_mm512_castps512_ps256(v), high))
         }
     }
+}
+
+/// The lower eight ints plus the upper eight.
+#[inline(always)]
+unsafe fn sums_of_eight(v: __m512i) -> __m256i {
+    // SAFETY: the caller has the instructions.
+    unsafe { _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1)) }
 }
 
 /// In each quarter, the sum of that quarter's ints of each.

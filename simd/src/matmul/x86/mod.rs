@@ -113,23 +113,23 @@ unsafe fn tree_sum_of_eight(v: __m256) -> f32 {
 
 level!(
     avx2_level, Avx2, avx2::Avx2<false>, "avx2,fma,f16c",
-    few: [16, 4, 8],
+    few: [16, 4, 8], thin: [0, 0, 0],
     rows: [3, 2], panels: 1, floats: 2 x 2
 );
 level!(
     avxvnni_level, AvxVnni, avx2::Avx2<true>, "avx2,fma,f16c,avxvnni",
-    few: [1, 1, 2],
+    few: [1, 1, 2], thin: [0, 0, 0],
     rows: [3, 2], panels: 1, floats: 2 x 2
 );
 level!(
     avx512_level, Avx512, avx512::Avx512<false>,
     "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq",
-    few: [1, 1, 2],
+    few: [1, 1, 2], thin: [8, 4, 6],
     rows: [6, 4, 2], panels: 2, floats: 4 x 4
 );
 level!(
     avx512vnni_level, Avx512Vnni, avx512::Avx512<true>,
     "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni",
-    few: [1, 1, 2],
+    few: [1, 1, 2], thin: [8, 4, 6],
     rows: [6, 4, 2], panels: 2, floats: 4 x 4
 );
