@@ -8,7 +8,7 @@ use std::time::Instant;
 use half::f16;
 use millpond_simd::attention::{AttendPage, KvBlock, Partials};
 use millpond_simd::linear::{
-    Ahead, FoldBase, FoldSource, FoldTile, LinearKernels, State, StateMut, WindowTile, panel_len,
+    Ahead, FoldBase, FoldSource, FoldTile, LinearKernels, Lookahead, State, StateMut, WindowTile, panel_len,
 };
 use millpond_simd::matmul::OutTile;
 use millpond_simd::{Isa, Kernels, LANES};
@@ -172,7 +172,7 @@ impl Window {
             value_stride: DV,
             deltas: OutTile::new(&mut self.deltas, DV, self.entries, DV),
             out: OutTile::new(&mut self.out, DV, self.rows, DV),
-            ahead: &[Ahead::after(state, state.len())],
+            ahead: Lookahead { state: [Ahead::after(state, state.len()), Ahead::NONE], ..Lookahead::NONE },
         });
     }
 
@@ -186,7 +186,7 @@ impl Window {
             weights: &self.g,
             deltas: &self.deltas,
             delta_stride: DV,
-            ahead: &[],
+            ahead: Lookahead::NONE,
         });
     }
 }

@@ -14,7 +14,9 @@ use millpond::state::layout::LinearLayout;
 use millpond::state::memory::{Aligned, zeroed};
 use millpond_models::{HeadMap, LinearSpec};
 use millpond_simd::Kernels;
-use millpond_simd::linear::{Ahead, FoldBase, FoldSource, FoldTile, State, StateMut, WindowTile, panel_len};
+use millpond_simd::linear::{
+    Ahead, FoldBase, FoldSource, FoldTile, Lookahead, State, StateMut, WindowTile, panel_len,
+};
 use millpond_simd::matmul::OutTile;
 use millpond_simd::memory::MemoryKernels;
 use rayon::prelude::*;
@@ -248,7 +250,7 @@ fn verify_token(
     kernels.linear.pack_window(key, query, dk, panel);
     kernels.linear.head_coefficients(gate, &key_key, &key_query, &mut base, &mut coefficients);
     // The group after this one, for the time that all tokens of this one take.
-    let ahead = if row == 0 { Ahead::of(state).following() } else { Ahead::NONE };
+    let next = if row == 0 { Ahead::of(state).following() } else { Ahead::NONE };
     kernels.linear.window_tile(WindowTile {
         state: Some(State::F32(if row == 0 { state } else { running })),
         dk,
@@ -260,7 +262,7 @@ fn verify_token(
         value_stride: lanes,
         deltas: OutTile::new(delta, lanes, 1, lanes),
         out: OutTile::new(&mut out[row * lanes..], lanes, 1, lanes),
-        ahead: &[ahead],
+        ahead: Lookahead { state: [next, Ahead::NONE], ..Lookahead::NONE },
     });
     let decay = kernels.linear.fold_weights(gate, &mut weight);
     kernels.linear.fold_tile(FoldTile {
@@ -272,7 +274,7 @@ fn verify_token(
         weights: &weight,
         deltas: delta,
         delta_stride: lanes,
-        ahead: &[],
+        ahead: Lookahead::NONE,
     });
 }
 

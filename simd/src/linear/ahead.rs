@@ -67,117 +67,147 @@ impl Ahead {
     }
 }
 
-/// Ranges that one call may ask for.
-const MOST_RANGES: usize = 4;
+/// What a kernel asks for while it goes through a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lookahead {
+    /// States, one after the other, at most as many lines as the kernel reads of its own: windows ask for a line for
+    /// each that they read until there are no more, folds spread them over all they do.
+    pub state: [Ahead; 2],
+    /// Log entries, one range after the other: a line for each row of the state or of one of its tiles.
+    pub log: [Ahead; 2],
+}
 
-/// Binary places of a rate.
-const PLACES: u32 = 20;
+impl Lookahead {
+    /// Nothing.
+    pub const NONE: Lookahead = Lookahead { state: [Ahead::NONE; 2], log: [Ahead::NONE; 2] };
+}
 
-/// Requests spread over a number of steps.
-pub(super) struct Asking {
-    /// Ranges not begun, the next one last.
-    later: [Ahead; MOST_RANGES],
-    waiting: usize,
-    /// Where the next request goes, and lines left of its range.
+/// Where requests go that ask for nothing: a line that is in the cache.
+static IDLE: u8 = 0;
+
+/// Two ranges, line by line.
+struct Stream {
     address: usize,
+    /// Lines left of the range that has begun.
     left: usize,
-    asked: usize,
-    /// Lines per step, in fixed point.
-    rate: usize,
+    later: Ahead,
 }
 
-impl Asking {
+impl Stream {
     #[inline(always)]
-    pub(super) fn new(ahead: &[Ahead], steps: usize) -> Asking {
-        let mut asking =
-            Asking { later: [Ahead::NONE; MOST_RANGES], waiting: 0, address: 0, left: 0, asked: 0, rate: 0 };
-        let mut lines = 0;
-        for ahead in ahead.iter().rev().filter(|ahead| ahead.lines > 0) {
-            assert!(asking.waiting < MOST_RANGES, "few ranges");
-            asking.later[asking.waiting] = *ahead;
-            asking.waiting += 1;
-            lines += ahead.lines;
-        }
-        asking.rate = (lines << PLACES).div_ceil(steps.max(1));
-        asking
+    fn new([first, later]: [Ahead; 2]) -> Stream {
+        Stream { address: first.start, left: first.lines, later }
     }
 
-    /// The requests that are due once `step` steps are done.
+    /// Begins the later range where the first has ended; whether anything is left.
     #[inline(always)]
-    pub(super) fn ask<S: Simd>(&mut self, s: S, step: usize) {
-        let due = (step * self.rate) >> PLACES;
-        // Later rows of a window pass over the same steps again.
-        let count = due.saturating_sub(self.asked);
-        if count > self.left {
-            self.ask_over(s, due);
-            return;
+    fn begin(&mut self) -> bool {
+        if self.left == 0 {
+            (self.address, self.left) = (self.later.start, self.later.lines);
+            self.later = Ahead::NONE;
         }
-        self.ask_lines(s, count);
+        self.left > 0
     }
 
-    /// The requests that are due once `step` steps are done, to be made over `rows` rows. Those of a range that ends
-    /// are made at once.
+    /// Asks for `count` lines, as far as there are any.
     #[inline(always)]
-    pub(super) fn spread<S: Simd>(&mut self, s: S, step: usize, rows: usize) -> Spread {
-        let due = (step * self.rate) >> PLACES;
-        if due.saturating_sub(self.asked) > self.left {
-            self.ask_over(s, due);
-        }
-        let lines = due.saturating_sub(self.asked).min(self.left);
-        let spread = Spread { address: self.address, rate: (lines << PLACES) / rows.max(1), due: 0 };
-        self.address = self.address.wrapping_add(lines * LINE);
-        self.left -= lines;
-        self.asked += lines;
-        spread
-    }
-
-    /// The same where a range ends.
-    #[cold]
-    #[inline(never)]
-    fn ask_over<S: Simd>(&mut self, s: S, due: usize) {
-        while self.asked < due {
-            if self.left == 0 {
-                let Some(next) = self.waiting.checked_sub(1) else {
-                    self.rate = 0;
-                    self.asked = 0;
-                    return;
-                };
-                self.waiting = next;
-                (self.address, self.left) = (self.later[next].start, self.later[next].lines);
+    fn ask<S: Simd>(&mut self, s: S, count: usize) {
+        for _ in 0..count {
+            if !self.begin() {
+                return;
             }
-            self.ask_lines(s, self.left.min(due - self.asked));
+            s.prefetch(std::ptr::without_provenance::<u8>(self.address));
+            self.take(1);
         }
     }
 
-    /// Lines of the range that has begun.
+    /// Takes `lines` lines off; a range that ends may be exceeded.
     #[inline(always)]
-    fn ask_lines<S: Simd>(&mut self, s: S, count: usize) {
-        for line in 0..count {
-            s.prefetch(std::ptr::without_provenance::<u8>(self.address.wrapping_add(line * LINE)));
-        }
-        self.address = self.address.wrapping_add(count * LINE);
-        self.left -= count;
-        self.asked += count;
+    fn take(&mut self, lines: usize) {
+        self.address = self.address.wrapping_add(lines * LINE);
+        self.left = self.left.saturating_sub(lines);
     }
 }
 
-/// Requests spread over the rows of a loop, which they leave the registers to: no call is among them.
-pub(super) struct Spread {
-    address: usize,
-    /// Lines per row, in fixed point, and what is due of the next line.
+/// The requests of a kernel, in step with its own reading: whatever else is done per step costs more than they do.
+pub(super) struct Asking {
+    state: Stream,
+    log: Stream,
+    /// Lines to ask for per line of the kernel's own state, in fixed point, and what is due of the next line.
     rate: usize,
     due: usize,
 }
 
-impl Spread {
-    /// The requests of a row.
+/// Binary places of a rate.
+const PLACES: u32 = 20;
+
+/// Steps of a loop whose requests go on from line to line, so that they need no decisions.
+pub(super) struct Steps {
+    pub(super) count: usize,
+    state: usize,
+    state_stride: usize,
+    log: usize,
+    log_stride: usize,
+}
+
+impl Asking {
+    /// For a kernel whose state has `lines` lines.
     #[inline(always)]
-    pub(super) fn ask_row<S: Simd>(&mut self, s: S) {
-        self.due += self.rate;
-        while self.due >= 1 << PLACES {
-            s.prefetch(std::ptr::without_provenance::<u8>(self.address));
-            self.address = self.address.wrapping_add(LINE);
-            self.due -= 1 << PLACES;
+    pub(super) fn new(lookahead: Lookahead, lines: usize) -> Asking {
+        let asked: usize = lookahead.state.iter().map(|ahead| ahead.lines).sum();
+        let rate = (asked << PLACES).div_ceil(lines.max(1));
+        Asking { state: Stream::new(lookahead.state), log: Stream::new(lookahead.log), rate, due: 0 }
+    }
+
+    /// The next steps, at most `most`, that ask for `N` lines of states and one of the log each.
+    #[inline(always)]
+    pub(super) fn steps<const N: usize>(&mut self, most: usize) -> Steps {
+        let mut steps = Steps::idle(most);
+        let (state, log) = (self.state.begin(), self.log.begin());
+        if state {
+            steps.count = steps.count.min(self.state.left.div_ceil(N));
+            (steps.state, steps.state_stride) = (self.state.address, N * LINE);
         }
+        if log {
+            steps.count = steps.count.min(self.log.left);
+            (steps.log, steps.log_stride) = (self.log.address, LINE);
+        }
+        if state {
+            self.state.take(N * steps.count);
+        }
+        if log {
+            self.log.take(steps.count);
+        }
+        steps
+    }
+
+    /// What is due with `lines` lines of the kernel's own state, and `log` lines of the log.
+    #[inline(always)]
+    pub(super) fn ask<S: Simd>(&mut self, s: S, lines: usize, log: usize) {
+        self.due += lines * self.rate;
+        let due = self.due >> PLACES;
+        self.due -= due << PLACES;
+        self.state.ask(s, due);
+        self.log.ask(s, log);
+    }
+}
+
+impl Steps {
+    /// Steps that ask for nothing.
+    #[inline(always)]
+    pub(super) fn idle(count: usize) -> Steps {
+        let idle = (&raw const IDLE).addr();
+        Steps { count, state: idle, state_stride: 0, log: idle, log_stride: 0 }
+    }
+
+    /// The requests of one step.
+    #[inline(always)]
+    pub(super) fn ask<S: Simd, const N: usize>(&mut self, s: S) {
+        for n in 0..N {
+            s.prefetch(std::ptr::without_provenance::<u8>(self.state.wrapping_add(n * LINE)));
+        }
+        s.prefetch(std::ptr::without_provenance::<u8>(self.log));
+        self.state = self.state.wrapping_add(self.state_stride);
+        self.log = self.log.wrapping_add(self.log_stride);
     }
 }

@@ -106,7 +106,7 @@ fn run(isa: Isa, tokens: &Tokens, windows: &[usize], folds: &[bool]) -> (Vec<f32
             value_stride: dv,
             deltas: OutTile::new(&mut deltas, dv, entries, dv),
             out: OutTile::new(&mut out, dv, rows, dv),
-            ahead: &[],
+            ahead: Lookahead::NONE,
         });
         outputs.extend(out);
         at += rows;
@@ -122,7 +122,7 @@ fn run(isa: Isa, tokens: &Tokens, windows: &[usize], folds: &[bool]) -> (Vec<f32
                 weights: &vec![1.0; entries],
                 deltas: &deltas,
                 delta_stride: dv,
-                ahead: &[],
+                ahead: Lookahead::NONE,
             });
             (base, has_state) = (at, true);
         }

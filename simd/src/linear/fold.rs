@@ -1,6 +1,6 @@
 //! Folding log entries into the state.
 
-use super::ahead::{Ahead, Asking};
+use super::ahead::{Asking, Lookahead};
 use super::state::{State, StateMut};
 use crate::LANES;
 use crate::vector::lanes::{Simd, Stored};
@@ -45,10 +45,10 @@ pub struct FoldTile<'a> {
     /// Floats from one entry's deltas to the next.
     pub delta_stride: usize,
     /// Memory to ask for meanwhile.
-    pub ahead: &'a [Ahead],
+    pub ahead: Lookahead,
 }
 
-/// Entries from which on it pays to pass over the state twice, to scale fewer deltas in each pass.
+/// Entries from which on it pays to take as many rows at a time as there are registers, to scale fewer deltas.
 const MANY_ENTRIES: usize = 8;
 
 #[inline(always)]
@@ -101,7 +101,7 @@ fn fold_all<S: Simd, E: Stored>(
     source: Source<'_, E>,
     state: &mut [E],
     entries: &Entries<'_>,
-    ahead: &[Ahead],
+    ahead: Lookahead,
 ) {
     let (dk, count) = (entries.dk, entries.weights.len());
     let tiles = state.len() / (dk * LANES);
@@ -125,6 +125,7 @@ fn fold_all<S: Simd, E: Stored>(
             4.. if count < MANY_ENTRIES => {
                 fold_columns::<S, E, 4, 4>(s, source, state, entries, tile, &mut asking)
             }
+            4.. => fold_columns::<S, E, 6, 4>(s, source, state, entries, tile, &mut asking),
             2.. => fold_columns::<S, E, 8, 2>(s, source, state, entries, tile, &mut asking),
             _ => fold_columns::<S, E, 16, 1>(s, source, state, entries, tile, &mut asking),
         };
@@ -147,7 +148,7 @@ fn fold_in_order<S: Simd, E: Stored>(
     let whole = dk / ROWS * ROWS;
     for k in (0..whole).step_by(ROWS) {
         for tile in 0..tiles {
-            asking.ask(s, tiles * k + ROWS * (tile + 1));
+            asking.ask(s, ROWS, ROWS);
             fold_rows::<S, E, ROWS, 1>(s, source, state, entries, tile, k);
         }
     }
@@ -171,11 +172,12 @@ fn fold_columns<S: Simd, E: Stored, const R: usize, const N: usize>(
     let dk = entries.dk;
     let mut k = 0;
     while k + R <= dk {
-        asking.ask(s, tile * dk + N * (k + R));
+        asking.ask(s, N * R, R);
         fold_rows::<S, E, R, N>(s, source, state, entries, tile, k);
         k += R;
     }
     while k < dk {
+        asking.ask(s, N, 1);
         fold_rows::<S, E, 1, N>(s, source, state, entries, tile, k);
         k += 1;
     }

@@ -41,7 +41,7 @@ mod scores;
 mod state;
 mod window;
 
-pub use ahead::Ahead;
+pub use ahead::{Ahead, Lookahead};
 pub use channels::ChannelWindow;
 pub use fold::{FoldBase, FoldSource, FoldTile};
 pub use state::{State, StateMut};

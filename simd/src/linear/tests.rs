@@ -232,7 +232,7 @@ impl Head {
             value_stride: dv,
             deltas: OutTile::new(&mut self.deltas, dv + PADDING, entries, dv),
             out: OutTile::new(&mut out, dv, rows, dv),
-            ahead: &[Ahead::NONE, Ahead::of(&tokens.v)],
+            ahead: Lookahead { state: [Ahead::NONE, Ahead::of(&tokens.v)], ..Lookahead::NONE },
         });
         self.n = entries;
         out
@@ -256,7 +256,7 @@ impl Head {
             weights: &weights,
             deltas: &self.deltas,
             delta_stride: dv + PADDING,
-            ahead: &[Ahead::after(&self.g, 1 << 40)],
+            ahead: Lookahead { log: [Ahead::after(&self.g, 1 << 40), Ahead::NONE], ..Lookahead::NONE },
         });
         self.state = Some(state);
         let stride = dv + PADDING;
@@ -468,7 +468,7 @@ fn folding_nothing_and_elsewhere(sixteen_bits: bool) {
         weights: &weights,
         deltas: &head.deltas,
         delta_stride: 48 + PADDING,
-        ahead: &[],
+        ahead: Lookahead::NONE,
     });
     head.fold(10);
     assert_eq!(copy, head.state.unwrap());
@@ -508,7 +508,7 @@ fn states_of_16_bits_are_rounded_to_nearest_even_on_every_instruction_set() {
             weights: &[1.0],
             deltas: &values,
             delta_stride: values.len(),
-            ahead: &[],
+            ahead: Lookahead::NONE,
         });
         for (i, (got, want)) in state.iter().zip(&expected).enumerate() {
             let both_nan = got.is_nan() && bf16::from_bits(*want).is_nan();

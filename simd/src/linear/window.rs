@@ -1,6 +1,6 @@
 //! Outputs and deltas of a window.
 
-use super::ahead::{Ahead, Asking};
+use super::ahead::{Asking, Lookahead, Steps};
 use super::state::State;
 use super::{PANEL_ROWS, blocks, panel_len};
 use crate::LANES;
@@ -31,7 +31,7 @@ pub struct WindowTile<'a> {
     /// Outputs: `T` rows of 16 lanes per tile.
     pub out: OutTile<'a>,
     /// Memory to ask for meanwhile.
-    pub ahead: &'a [Ahead],
+    pub ahead: Lookahead,
 }
 
 #[inline(always)]
@@ -138,7 +138,7 @@ fn narrow_block<S: Simd, E: Element>(
         for first in (0..args.dk).step_by(STRETCH) {
             let end = args.dk.min(first + STRETCH);
             for part in 0..tiles {
-                let stretch = Stretch { first, end, tile, tiles, part };
+                let stretch = Stretch { first, end, tile, part };
                 let mut rows = rows;
                 while rows.offset < rows.count {
                     let taken = narrow_rows(rows);
@@ -177,13 +177,12 @@ fn narrow_rows(rows: Rows) -> usize {
     }
 }
 
-/// Rows `first..end` of the state in tile `tile + part`, one of the tiles `tile..tile + tiles`.
+/// Rows `first..end` of the state in tile `tile + part`.
 #[derive(Clone, Copy)]
 struct Stretch {
     first: usize,
     end: usize,
     tile: usize,
-    tiles: usize,
     part: usize,
 }
 
@@ -198,10 +197,7 @@ fn narrow_sums<S: Simd, E: Element, const R: usize>(
     all: &mut NarrowSums,
     asking: &mut Asking,
 ) {
-    let Stretch { first, end, tile, tiles, part } = stretch;
-    // Steps of earlier tiles, of earlier stretches, and of this one.
-    let step = tile * args.dk + tiles * first + (part + 1) * (end - first);
-    let mut requests = asking.spread(s, step, end - first);
+    let Stretch { first, end, tile, part } = stretch;
     let mut sums = Sums::<S::V, R, 1>::kept(s, rows, &all[part]);
     let (dk, lanes, width) = (args.dk, args.out.cols(), 2 * rows.count);
     let panel = &args.keys[rows.panel * 2 * dk..][..width * dk];
@@ -209,27 +205,36 @@ fn narrow_sums<S: Simd, E: Element, const R: usize>(
     assert!(first <= end && end <= dk && rows.offset + R <= rows.count, "both have these rows");
     let mut row = panel.as_ptr().wrapping_add(first * width + rows.offset);
     let mut values = state.as_ptr().wrapping_add(first * lanes + (tile + part) * LANES);
-    for _ in first..end {
-        requests.ask_row(s);
-        // SAFETY: `panel` has `dk` rows of `width` values, `state` as many of `lanes`; these are rows `first..end` of
-        // both, and what is read of one lies within it, as asserted above.
-        let (erase, read, values_of_row) = unsafe {
-            (
-                &*row.cast::<[f32; R]>(),
-                &*row.add(rows.count).cast::<[f32; R]>(),
-                &*values.cast::<[E; LANES]>(),
-            )
-        };
-        let lane = E::load(s, values_of_row);
-        // One side after the other, so that few factors are in registers at a time.
-        for r in 0..R {
-            sums.erase[0][r] = s.fma(s.splat(erase[r]), lane, sums.erase[0][r]);
+    let mut done = first;
+    // Later rows of the window pass over the same part again, and ask for no more.
+    let asks = rows.offset == 0;
+    while done < end {
+        let mut steps = if asks { asking.steps::<1>(end - done) } else { Steps::idle(end - done) };
+        for _ in 0..steps.count {
+            if asks {
+                steps.ask::<S, 1>(s);
+            }
+            // SAFETY: `panel` has `dk` rows of `width` values, `state` as many of `lanes`; these are rows `first..end`
+            // of both, and what is read of one lies within it, as asserted above.
+            let (erase, read, values_of_row) = unsafe {
+                (
+                    &*row.cast::<[f32; R]>(),
+                    &*row.add(rows.count).cast::<[f32; R]>(),
+                    &*values.cast::<[E; LANES]>(),
+                )
+            };
+            let lane = E::load(s, values_of_row);
+            // One side after the other, so that few factors are in registers at a time.
+            for r in 0..R {
+                sums.erase[0][r] = s.fma(s.splat(erase[r]), lane, sums.erase[0][r]);
+            }
+            for r in 0..R {
+                sums.read[0][r] = s.fma(s.splat(read[r]), lane, sums.read[0][r]);
+            }
+            row = row.wrapping_add(width);
+            values = values.wrapping_add(lanes);
         }
-        for r in 0..R {
-            sums.read[0][r] = s.fma(s.splat(read[r]), lane, sums.read[0][r]);
-        }
-        row = row.wrapping_add(width);
-        values = values.wrapping_add(lanes);
+        done += steps.count;
     }
     sums.keep(s, rows, &mut all[part]);
 }
@@ -383,18 +388,23 @@ fn state_sums<S: Simd, E: Element, const R: usize, const N: usize>(
     let panel = &args.keys[2 * rows.panel * dk..][..width * dk];
     assert!(state.len() == lanes * dk && (tile + N) * LANES <= lanes, "the state has these tiles");
     assert!(rows.offset + R <= rows.count, "the panel has these rows");
-    // The fewer instructions a line of the state costs, the more lines are on their way at a time.
-    for k in 0..dk {
-        asking.ask(s, tile * dk + N * (k + 1));
-        // SAFETY: both have `dk` rows of these widths, which are at least as wide as asserted above.
-        let (row, values) = unsafe {
-            let row = panel.get_unchecked(k * width..(k + 1) * width);
-            let values = state.get_unchecked(k * lanes..(k + 1) * lanes);
-            std::hint::assert_unchecked(values.len() >= (tile + N) * LANES);
-            std::hint::assert_unchecked(row.len() >= rows.count + rows.offset + R);
-            (row, values)
-        };
-        sums.add(s, row, rows, load_lanes(s, values, tile));
+    let mut k = 0;
+    while k < dk {
+        // The fewer instructions a line of the state costs, the more lines are on their way at a time.
+        let mut steps = asking.steps::<N>(dk - k);
+        for k in k..k + steps.count {
+            steps.ask::<S, N>(s);
+            // SAFETY: both have `dk` rows of these widths, which are at least as wide as asserted above.
+            let (row, values) = unsafe {
+                let row = panel.get_unchecked(k * width..(k + 1) * width);
+                let values = state.get_unchecked(k * lanes..(k + 1) * lanes);
+                std::hint::assert_unchecked(values.len() >= (tile + N) * LANES);
+                std::hint::assert_unchecked(row.len() >= rows.count + rows.offset + R);
+                (row, values)
+            };
+            sums.add(s, row, rows, load_lanes(s, values, tile));
+        }
+        k += steps.count;
     }
     sums.decay(s, &args.base[rows.panel + rows.offset..]);
     sums

@@ -1,6 +1,8 @@
 //! Groups of v-tiles through windows and folds.
 
-use millpond_simd::linear::{Ahead, FoldBase, FoldSource, FoldTile, State, StateMut, WindowTile, panel_len};
+use millpond_simd::linear::{
+    Ahead, FoldBase, FoldSource, FoldTile, Lookahead, State, StateMut, WindowTile, panel_len,
+};
 use millpond_simd::matmul::OutTile;
 
 use super::Pass;
@@ -163,22 +165,24 @@ impl Pass<'_> {
         crate::par::each_piece(part, &|group| self.group(operands, group));
     }
 
-    /// What group `group` asks for in step `step`: base values, and in the first step what the group after it reads of
-    /// the log.
-    fn ahead(&self, all: &Operands<'_>, deltas: &[f32], group: usize, step: usize) -> [Ahead; 4] {
+    /// What group `group` asks for in step `step`: base values, and in the first step what the group after it reads of the
+    /// log and will write to it.
+    fn lookahead(&self, all: &Operands<'_>, deltas: &[f32], group: usize, step: usize) -> Lookahead {
         let steps = self.placement.steps.len().min(ASKING_STEPS);
-        let [own, next] =
-            if step < steps { all.requests.of_group(group, (step, steps)) } else { [Ahead::NONE; 2] };
-        if step > 0 {
-            return [own, next, Ahead::NONE, Ahead::NONE];
+        if step >= steps {
+            return Lookahead::NONE;
         }
-        // The entries that are read, and those that will be written. Keys come first, since the next unit begins with them.
+        let state = all.requests.of_group(group, (step, steps));
+        if step > 0 {
+            return Lookahead { state, ..Lookahead::NONE };
+        }
+        // Keys come first, since the next unit begins with them.
         let (log, dk) = (self.plan.log + self.plan.rows, self.layout.spec.key_dim);
         let last_of_unit = (group + 1) * self.layout.spec.key_heads == self.layout.total_groups();
         let log_deltas = Ahead::after(&deltas[..log * self.layout.group_lanes()], deltas.len());
         let keys =
             if last_of_unit { Ahead::after(&all.keys[..log * dk], all.keys.len()) } else { Ahead::NONE };
-        [keys, log_deltas, own, next]
+        Lookahead { state, log: [keys, log_deltas] }
     }
 
     fn group(&self, all: &Operands<'_>, part: GroupsPart<'_>) {
@@ -191,7 +195,7 @@ impl Pass<'_> {
         let key_panel = &all.key_panels[head * all.panel_stride..];
         let mut state = if self.plan.has_base { GroupState::Base } else { GroupState::Zero };
         for (index, step) in self.placement.steps.iter().enumerate() {
-            let ahead = &self.ahead(all, deltas, group, index);
+            let ahead = self.lookahead(all, deltas, group, index);
             match *step {
                 Placed::Window { first_entry, committed, row, rows: count, scores } => {
                     let entries = committed + count;
