@@ -4,9 +4,10 @@
     pip install pytest pytest-timeout aiohttp requests wget openai prometheus-client filelock
     scripts/clients/llama_cpp_tests.py LLAMA_CPP_TREE --server target/release/millpond --model model.gguf [--only basic,tokenize]
 
-The tests are written for small transformers that Millpond does not run, so three things are put between: every model they
-name is replaced by the one given; `--ctx-size`, which llama-server shares among its slots, is divided by them; /ready is waited for, as /health is only about the
-process; and what their models would write (stories of a little girl) is not asked for. Options that Millpond lacks are left out. Tests of what it does
+The tests are written for small transformers that Millpond does not run, so some things are put between: every model they name
+is replaced by the one given, which goes on where it would end, as theirs do; `--ctx-size`, which llama-server shares among its
+slots, is divided by them; /ready is waited for, as /health is only about the process; and what their models would write (stories
+of a little girl) is not asked for. Options that Millpond lacks are left out. Tests of what it does
 not have (vision, reranking, LoRA, infill, MCP), or has otherwise on purpose (it answers no foreign web page), are not run. Among those
 that fail are some that expect the token counts of their own models.
 """
@@ -49,7 +50,9 @@ for word in given:
     elif word not in switches:
         kept.append(word)
 if context:
-    kept += ["--ctx-size", str(max(context // slots, 1))]
+    # Here it is always that of each request.
+    share = 1 if "--kv-unified" in sys.argv else slots
+    kept += ["--ctx-size", str(max(context // share, 1))]
 if "--models-dir" not in kept:
     kept += ["--model", model]
 os.execv(server, [server, "serve", *kept])

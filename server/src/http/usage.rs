@@ -107,18 +107,19 @@ impl Totals {
         timings
     }
 
-    /// Durations in nanoseconds and counts, as Ollama's API writes them.
+    /// Durations in nanoseconds and counts, as Ollama's API writes them, and what that has no word for: tokens reused.
     #[must_use]
     pub(crate) fn ollama(&self) -> Value {
         let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        json!({
+        self.explained(json!({
             "total_duration": nanoseconds(self.prefill + self.decode),
             "load_duration": 0,
             "prompt_eval_count": self.prompt,
+            "cached_tokens": self.cached,
             "prompt_eval_duration": nanoseconds(self.prefill),
             "eval_count": self.completion,
             "eval_duration": nanoseconds(self.decode),
-        })
+        }))
     }
 }
 
@@ -139,6 +140,7 @@ mod tests {
     fn a_prompt_with_several_answers_counts_once() {
         let mut usage = Usage::default();
         (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) = (10, 3, 4);
+        usage.miss_reason = Some("nothing begins like this".to_owned());
         let mut totals = Totals::default();
         totals.add(&usage, false);
         totals.add(&usage, true);
@@ -147,6 +149,18 @@ mod tests {
         assert_eq!(openai["total_tokens"], 16);
         assert_eq!(openai["prompt_tokens_details"]["cached_tokens"], 4);
         assert_eq!(totals.anthropic()["input_tokens"], 6);
+        for told in [
+            &openai["prompt_tokens_details"],
+            &totals.anthropic(),
+            &totals.responses()["input_tokens_details"],
+            &totals.ollama(),
+        ] {
+            assert_eq!(told["cache_miss_reason"], "nothing begins like this");
+        }
         assert_eq!(totals.timings()["prompt_per_second"], 0.0);
+        assert!(
+            totals.timings().as_object().unwrap().values().all(Value::is_number),
+            "dashboards add them up"
+        );
     }
 }
