@@ -14,4 +14,4 @@ KERNEL(attention_prepare_f32, AttentionArgs, 128, 1, (attention_prepare<float>(a
 KERNEL(attention_prepare_f16, AttentionArgs, 128, 1, (attention_prepare<f16>(args)))
 KERNEL(attend_f32, AttentionArgs, ATTEND_THREADS, 1, (attend<float>(args)))
 KERNEL(attend_f16, AttentionArgs, ATTEND_THREADS, 1, (attend<f16>(args)))
-KERNEL(attention_merge, AttentionArgs, ROW_THREADS, 1, (merge_spans(args)))
+KERNEL(attention_merge, AttentionArgs, MERGE_COLUMNS, 1, (merge_spans(args)))

@@ -65,7 +65,25 @@ struct Matrix {
     int format;
     int first_block;  // of the grid
     int split;        // warps that share a row: 1, 2 or 4
-    int unused;
+    int staged;       // whether a block's rows go through shared memory
+};
+
+// What a product with a single row makes its activations from, in every block: a kernel less to wait for.
+enum SourceKind {
+    SOURCE_FORMS,     // nothing: they are there
+    SOURCE_NORM,      // x / sqrt(mean(x^2) + eps) * weight
+    SOURCE_ACTIVATED, // silu(gate) * x
+    SOURCE_HEADS,     // heads of x normed by themselves, times silu(gate)
+};
+
+struct Source {
+    const float* x;
+    const float* gate;
+    const float* weight;
+    int kind;
+    int dim;         // of heads
+    int padded_dim;  // of heads in x
+    float eps;
 };
 
 constexpr int MAX_MATRICES = 4;
@@ -80,7 +98,8 @@ struct MatmulArgs {
     int rows;        // from there
     int accumulate;  // add to what is there
     int pairs;       // output rows of a row of x, where there are experts
-    int unused;
+    int staged_at;   // place of weights in shared memory
+    Source source;   // then the addresses of x only say which forms there are
 };
 
 struct RouteArgs {
@@ -138,5 +157,5 @@ struct AttentionArgs {
 
 static_assert(sizeof(Forms) == 40 && sizeof(EmbedArgs) == 40 && sizeof(NormArgs) == 88, "as src/model/abi.rs");
 static_assert(sizeof(RowsArgs) == 64 && sizeof(HeadNormArgs) == 80 && sizeof(Matrix) == 48, "as src/model/abi.rs");
-static_assert(sizeof(MatmulArgs) == 272 && sizeof(RouteArgs) == 40, "as src/model/abi.rs");
+static_assert(sizeof(MatmulArgs) == 312 && sizeof(Source) == 40 && sizeof(RouteArgs) == 40, "as src/model/abi.rs");
 static_assert(sizeof(MixExpertsArgs) == 48 && sizeof(AttentionArgs) == 184, "as src/model/abi.rs");

@@ -7,10 +7,9 @@
 #include "model_rows.cuh"
 
 constexpr int PAGE_POSITIONS = 64;
-constexpr int SPAN_POSITIONS = 256;
+constexpr int SPAN_POSITIONS = 32;  // one tile: even short contexts keep many blocks busy
 constexpr int ATTEND_THREADS = 128;
 constexpr int QUERY_HEADS = 8;
-constexpr int TILE_POSITIONS = 32;
 constexpr int MAX_HEAD_DIM = 256;
 
 // Where a head's keys (or, with `heads` added, its values) of a position stand.
@@ -73,9 +72,8 @@ constexpr int TILE_GAP = 4;
 
 struct AttendShared {
     float queries[QUERY_HEADS][MAX_HEAD_DIM];
-    float tile[TILE_POSITIONS * (MAX_HEAD_DIM + TILE_GAP)];
-    float weights[QUERY_HEADS][TILE_POSITIONS];
-    float factors[QUERY_HEADS];
+    float tile[SPAN_POSITIONS * (MAX_HEAD_DIM + TILE_GAP)];
+    float weights[QUERY_HEADS][SPAN_POSITIONS];
 };
 
 // 32 positions of keys or values of one head to shared memory, zeros from `end` on. They lie in one page, one after the
@@ -86,7 +84,7 @@ __device__ __forceinline__ void stage_positions(const AttentionArgs& args, const
     const int dim = args.dim, lane = threadIdx.x & 31;
     const E* from = cache_row<E>(args, place, first, head);
 #pragma unroll 4
-    for (int p = threadIdx.x >> 5; p < TILE_POSITIONS; p += ATTEND_THREADS / 32) {
+    for (int p = threadIdx.x >> 5; p < SPAN_POSITIONS; p += ATTEND_THREADS / 32) {
         for (int d = 4 * lane; d < dim; d += 128) {
             const float4 four = first + p < end ? load4(from + p * dim + d) : make_float4(0.f, 0.f, 0.f, 0.f);
             *reinterpret_cast<float4*>(tile + p * (dim + TILE_GAP) + d) = four;
@@ -114,69 +112,57 @@ __device__ __forceinline__ void attend(const AttentionArgs& args) {
         const int h = i / dim;
         s.queries[h][i - h * dim] = h < count ? args.queries[(row * args.heads + head) * dim + i] : 0.f;
     }
+    __syncthreads();
+    stage_positions<E>(args, place, begin, end, kv_head, s.tile);
+    __syncthreads();
     // Warp w follows heads w and w + 4; a thread sums dimensions t and t + 128 of every head.
-    float largest[2], total[2] = {0.f, 0.f}, sums[QUERY_HEADS][2] = {};
-    largest[0] = largest[1] = __uint_as_float(NEGATIVE_INFINITY);
-    for (int first = begin; first < end; first += TILE_POSITIONS) {
-        __syncthreads();
-        stage_positions<E>(args, place, first, end, kv_head, s.tile);
-        __syncthreads();
-        float scores[2] = {0.f, 0.f};
-        const float* key = s.tile + lane * (dim + TILE_GAP);
+    float largest[2], total[2], sums[QUERY_HEADS][2] = {}, scores[2] = {0.f, 0.f};
+    const float* key = s.tile + lane * (dim + TILE_GAP);
 #pragma unroll 4
-        for (int d = 0; d < dim; d += 4) {
-            const float4 k = load4(key + d);
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                const float4 q = load4(s.queries[warp + 4 * i] + d);
-                scores[i] = fmaf(q.x, k.x, scores[i]);
-                scores[i] = fmaf(q.y, k.y, scores[i]);
-                scores[i] = fmaf(q.z, k.z, scores[i]);
-                scores[i] = fmaf(q.w, k.w, scores[i]);
-            }
-        }
+    for (int d = 0; d < dim; d += 4) {
+        const float4 k = load4(key + d);
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            const int h = warp + 4 * i;
-            float score = scores[i];
-            if (first + lane >= end) score = __uint_as_float(NEGATIVE_INFINITY);
-            const float highest = fmaxf(largest[i], warp_max(score));
-            // A tile has at least one position, but its scores may be no numbers.
-            const float weight = expf(score - highest), factor = expf(largest[i] - highest);
-            total[i] = fmaf(total[i], factor, warp_sum(weight));
-            largest[i] = highest;
-            s.weights[h][lane] = weight;
-            if (lane == 0) s.factors[h] = factor;
+            const float4 q = load4(s.queries[warp + 4 * i] + d);
+            scores[i] = fmaf(q.x, k.x, scores[i]);
+            scores[i] = fmaf(q.y, k.y, scores[i]);
+            scores[i] = fmaf(q.z, k.z, scores[i]);
+            scores[i] = fmaf(q.w, k.w, scores[i]);
         }
-        __syncthreads();
-        stage_positions<E>(args, place, first, end, args.kv_heads + kv_head, s.tile);
-        __syncthreads();
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float score = scores[i];
+        if (begin + lane >= end) score = __uint_as_float(NEGATIVE_INFINITY);
+        // A span has at least one position, but its scores may be no numbers.
+        largest[i] = warp_max(score);
+        const float weight = expf(score - largest[i]);
+        total[i] = warp_sum(weight);
+        s.weights[warp + 4 * i][lane] = weight;
+    }
+    __syncthreads();
+    stage_positions<E>(args, place, begin, end, args.kv_heads + kv_head, s.tile);
+    __syncthreads();
+#pragma unroll 2
+    for (int p = 0; p < SPAN_POSITIONS; p += 4) {
+        float values[4][2];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const int d = threadIdx.x + i * ATTEND_THREADS;
+                values[j][i] = d < dim ? s.tile[(p + j) * (dim + TILE_GAP) + d] : 0.f;
+            }
+        }
 #pragma unroll
         for (int h = 0; h < QUERY_HEADS; h++) {
-            sums[h][0] *= s.factors[h];
-            sums[h][1] *= s.factors[h];
-        }
-#pragma unroll 2
-        for (int p = 0; p < TILE_POSITIONS; p += 4) {
-            float values[4][2];
+            const float4 weights = load4(s.weights[h] + p);
 #pragma unroll
-            for (int j = 0; j < 4; j++) {
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    const int d = threadIdx.x + i * ATTEND_THREADS;
-                    values[j][i] = d < dim ? s.tile[(p + j) * (dim + TILE_GAP) + d] : 0.f;
-                }
-            }
-#pragma unroll
-            for (int h = 0; h < QUERY_HEADS; h++) {
-                const float4 weights = load4(s.weights[h] + p);
-#pragma unroll
-                for (int i = 0; i < 2; i++) {
-                    sums[h][i] = fmaf(weights.x, values[0][i], sums[h][i]);
-                    sums[h][i] = fmaf(weights.y, values[1][i], sums[h][i]);
-                    sums[h][i] = fmaf(weights.z, values[2][i], sums[h][i]);
-                    sums[h][i] = fmaf(weights.w, values[3][i], sums[h][i]);
-                }
+            for (int i = 0; i < 2; i++) {
+                sums[h][i] = fmaf(weights.x, values[0][i], sums[h][i]);
+                sums[h][i] = fmaf(weights.y, values[1][i], sums[h][i]);
+                sums[h][i] = fmaf(weights.z, values[2][i], sums[h][i]);
+                sums[h][i] = fmaf(weights.w, values[3][i], sums[h][i]);
             }
         }
     }
@@ -200,37 +186,58 @@ __device__ __forceinline__ void attend(const AttentionArgs& args) {
     }
 }
 
-// Joins the spans of a row, applies the gate, and writes the forms; one block a row. Shared: [heads][2].
+constexpr int MERGE_COLUMNS = 256;  // of a row, in one block; its threads take one each
+
+struct MergeShared {
+    float values[MERGE_COLUMNS];       // read four at a time
+    float largest[MERGE_COLUMNS + 1];  // of each head in the block's columns
+    float total[MERGE_COLUMNS + 1];
+};
+
+// Joins the spans of a row, applies the gate, and writes the forms. Grid: pieces of MERGE_COLUMNS columns, rows.
 __device__ __forceinline__ void merge_spans(const AttentionArgs& args) {
-    float* joined = reinterpret_cast<float*>(SHARED);
+    MergeShared& s = *reinterpret_cast<MergeShared*>(SHARED);
     allow_next_kernel();
     wait_for_previous_kernel();
-    const u64 row = args.first_row + blockIdx.x;
-    const int dim = args.dim, spans = args.rows[row].position / SPAN_POSITIONS + 1;
-    const u64 first = static_cast<u64>(blockIdx.x) * args.heads * args.spans;
-    for (int head = threadIdx.x; head < args.heads; head += blockDim.x) {
-        const u64 at = first + static_cast<u64>(head) * args.spans;
+    const u64 row = args.first_row + blockIdx.y;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, dim = args.dim, cols = args.heads * dim;
+    const int spans = args.rows[row].position / SPAN_POSITIONS + 1;
+    const u64 partial = static_cast<u64>(blockIdx.y) * args.heads * args.spans;
+    const int first = blockIdx.x * MERGE_COLUMNS, past = first + MERGE_COLUMNS < cols ? first + MERGE_COLUMNS : cols;
+    const int first_head = first / dim, heads = (past - 1) / dim + 1 - first_head;
+    for (int h = warp; h < heads; h += MERGE_COLUMNS / 32) {
+        const u64 at = partial + static_cast<u64>(first_head + h) * args.spans;
         float largest = __uint_as_float(NEGATIVE_INFINITY), total = 0.f;
-        for (int span = 0; span < spans; span++) largest = fmaxf(largest, args.partial_max[at + span]);
-        for (int span = 0; span < spans; span++) {
+        for (int span = lane; span < spans; span += 32) largest = fmaxf(largest, args.partial_max[at + span]);
+        largest = warp_max(largest);
+        for (int span = lane; span < spans; span += 32) {
             total = fmaf(args.partial_sum[at + span], expf(args.partial_max[at + span] - largest), total);
         }
-        joined[2 * head] = largest;
-        joined[2 * head + 1] = total;
+        total = warp_sum(total);
+        if (lane == 0) {
+            s.largest[h] = largest;
+            s.total[h] = total;
+        }
     }
     __syncthreads();
-    emit_row(args.out, row, [&](int column) {
+    const int column = first + threadIdx.x;
+    float value = 0.f;
+    if (column < cols) {
         const int head = column / dim, d = column - head * dim;
-        const u64 at = first + static_cast<u64>(head) * args.spans;
+        const u64 at = partial + static_cast<u64>(head) * args.spans;
         float sum = 0.f;
+#pragma unroll 4
         for (int span = 0; span < spans; span++) {
-            const float weight = expf(args.partial_max[at + span] - joined[2 * head]);
+            const float weight = expf(args.partial_max[at + span] - s.largest[head - first_head]);
             sum = fmaf(args.partial[(at + span) * dim + d], weight, sum);
         }
-        float value = sum / joined[2 * head + 1];
-        if (args.gated) {
-            value *= sigmoid_of(args.q[((row * args.heads + head) * 2 + 1) * dim + d]);
-        }
-        return value;
-    });
+        value = sum / s.total[head - first_head];
+        if (args.gated) value *= sigmoid_of(args.q[((row * args.heads + head) * 2 + 1) * dim + d]);
+    }
+    s.values[threadIdx.x] = value;
+    __syncthreads();
+    if (warp > 0) return;
+    float values[8];
+    load8(s.values + 8 * lane, values);
+    emit(args.out, row, first, values);
 }

@@ -9,6 +9,7 @@
 #pragma once
 #include "formats.cuh"
 #include "model.cuh"
+#include "model_rows.cuh"
 
 constexpr int SMALL_THREADS = 128;
 constexpr int SMALL_ROWS = 2;  // weight rows of a warp
@@ -35,8 +36,7 @@ __device__ __forceinline__ float multiply_unit(const float* weights, const float
 }
 
 // Products of SMALL_ROWS weight rows from `first` on with R rows of activations, over the units of one warp.
-// load(w, unit, values) fetches a unit, multiply(values, r, unit, chain) adds its product with row r. The first units are
-// on their way before the kernel waits for the one that makes the activations.
+// load(w, unit, values) fetches a unit, multiply(values, r, unit, chain) adds its product with row r.
 template <class Values, int R, class Load, class Multiply>
 __device__ __forceinline__ void small_rows(int units, int start, int step, int live, float (*sums)[R], Load load,
                                            Multiply multiply) {
@@ -45,8 +45,6 @@ __device__ __forceinline__ void small_rows(int units, int start, int step, int l
         Values values[SMALL_ROWS];
 #pragma unroll
         for (int w = 0; w < SMALL_ROWS; w++) load(w, unit, values[w]);
-        // Only the first time is there anything to wait for.
-        wait_for_previous_kernel();
 #pragma unroll
         for (int r = 0; r < R; r++) {
             if (r >= live) break;
@@ -54,28 +52,104 @@ __device__ __forceinline__ void small_rows(int units, int start, int step, int l
             for (int w = 0; w < SMALL_ROWS; w++) sums[w][r] = multiply(values[w], r, unit, sums[w][r]);
         }
     }
-    wait_for_previous_kernel();
 }
 
 struct Floats {
     float x[32];
 };
 
-// Up to R rows of activations with the matrices of a launch. Each block takes 4 / split * SMALL_ROWS weight rows.
+// Widest row that a product norms itself: the sum over it is then that of `rms_norm`, which gives each of up to eight
+// warps 256 columns.
+constexpr int NORM_PIECES = 8;
+
+// One row of activations by all warps of a block; a warp has two pieces on their way at once.
+template <class Args>
+__device__ __forceinline__ void make_pieces(const Args& args, int cols) {
+    constexpr int STEP = 256 * SMALL_THREADS / 32;
+    for (int first = 256 * (threadIdx.x >> 5); first < cols; first += 2 * STEP) {
+        Piece pieces[2];
+        load_piece(args, 0, first, pieces[0]);
+        load_piece(args, 0, first + STEP, pieces[1]);
+        emit_piece(args, 0, first, pieces[0]);
+        if (first + STEP < cols) emit_piece(args, 0, first + STEP, pieces[1]);
+    }
+}
+
+// Makes the one row of activations in shared memory from `at` on, with the bits that the kernels of model_rows.cuh give it.
+// SMALL_THREADS threads; a barrier must follow.
+__device__ __forceinline__ Forms make_source(const MatmulArgs& args, u8* at) {
+    constexpr int WARPS = SMALL_THREADS / 32;
+    const Source& source = args.source;
+    const int warp = threadIdx.x >> 5, column = 8 * threadIdx.x, cols = static_cast<int>(args.x.cols);
+    float* scratch = reinterpret_cast<float*>(at);  // [NORM_PIECES]
+    at += 4 * NORM_PIECES;
+    Forms out = {nullptr, {nullptr, nullptr, nullptr}, args.x.cols};
+    if (args.x.values) {
+        out.values = reinterpret_cast<float*>(at);
+        at += 4 * cols;
+    }
+    if (args.x.bytes.quants) {
+        out.bytes.quants = reinterpret_cast<i8*>(at);
+        out.bytes.scales = reinterpret_cast<float*>(at + cols);
+        out.bytes.sums = reinterpret_cast<int*>(at + cols + cols / 8);
+    }
+    if (source.kind == SOURCE_NORM) {
+        float weights[2][8] = {}, values[2][8] = {};
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            if (column + 256 * WARPS * i < cols) load8(source.weight + column + 256 * WARPS * i, weights[i]);
+        }
+        wait_for_previous_kernel();
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            if (column + 256 * WARPS * i < cols) load8(source.x + column + 256 * WARPS * i, values[i]);
+            float squares = 0.f;
+#pragma unroll
+            for (int j = 0; j < 8; j++) squares = fmaf(values[i][j], values[i][j], squares);
+            squares = warp_sum(squares);
+            if (threadIdx.x % 32 == 0) scratch[warp + WARPS * i] = squares;
+        }
+        __syncthreads();
+        float sum = 0.f;
+#pragma unroll
+        for (int i = 0; i < NORM_PIECES; i++) sum += scratch[i];
+        const float inverse = 1.f / sqrtf(sum / cols + source.eps);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const int first = 256 * (warp + WARPS * i);
+#pragma unroll
+            for (int j = 0; j < 8; j++) values[i][j] = values[i][j] * inverse * weights[i][j];
+            if (first < cols) emit(out, 0, first, values[i]);
+        }
+        return out;
+    }
+    wait_for_previous_kernel();
+    if (source.kind == SOURCE_ACTIVATED) {
+        make_pieces(RowsArgs{source.x, source.gate, out, 1, cols}, cols);
+    } else {
+        make_pieces(HeadNormArgs{source.x, source.gate, source.weight, out, cols / source.dim, source.dim, source.padded_dim,
+                                 source.eps},
+                    cols);
+    }
+    return out;
+}
+
+// Up to R rows of activations with the matrices of a launch. Each block takes 4 / split * SMALL_ROWS weight rows. Where
+// they are staged, they are on their way in whole lines before the kernel waits for the one that makes the activations.
+// Shared: [4 warps][SMALL_ROWS * R] sums, then what `make_source` makes, then weights from `staged_at` on.
 template <int R, bool EXACT>
 __device__ __forceinline__ void matmul_small(const MatmulArgs& args) {
-    float* scratch = reinterpret_cast<float*>(SHARED);  // [4 warps][SMALL_ROWS * R]
+    float* scratch = reinterpret_cast<float*>(SHARED);
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     int index = 0;
     while (index + 1 < args.matrix_count && args.matrices[index + 1].first_block <= static_cast<int>(blockIdx.x)) index++;
     const Matrix& matrix = args.matrices[index];
-    const int split = matrix.split, part = warp % split;
-    const int block = static_cast<int>(blockIdx.x) - matrix.first_block;
-    const int first = (block * (4 / split) + warp / split) * SMALL_ROWS;
+    const int split = matrix.split, part = warp % split, block_rows = 4 / split * SMALL_ROWS;
+    const int block_first = (static_cast<int>(blockIdx.x) - matrix.first_block) * block_rows;
+    const int first = block_first + warp / split * SMALL_ROWS;
     const int cols = static_cast<int>(args.x.cols), units = (cols + 31) / 32;
     // With experts a launch has one row of activations for each y.
     const int out_row = args.experts ? blockIdx.y : args.first_row + R * blockIdx.y;
-    const int row = args.experts ? out_row / args.pairs : out_row;
     const int left = args.first_row + args.rows - out_row;
     const int live = args.experts ? 1 : left < R ? left : R;
     float sums[SMALL_ROWS][R] = {};
@@ -85,70 +159,97 @@ __device__ __forceinline__ void matmul_small(const MatmulArgs& args) {
         wait_for_previous_kernel();
         weights += args.expert_bytes * args.experts[out_row];
     }
+    weights += matrix.row_bytes * block_first;
+    if (matrix.staged) {
+        const int count = matrix.rows - block_first < block_rows ? matrix.rows - block_first : block_rows;
+        // Whole pieces of 16 bytes, at the same places modulo 16.
+        const u32 before = static_cast<u32>(reinterpret_cast<u64>(weights) & 15);
+        const u8* from = weights - before;
+        u8* to = SHARED + args.staged_at;
+        const int pieces = static_cast<int>((before + count * matrix.row_bytes + 15) / 16);
+        for (int i = threadIdx.x; i < pieces; i += SMALL_THREADS) async_copy16(to + 16 * i, from + 16 * i);
+        weights = to + before;
+    }
     const u8* rows[SMALL_ROWS];
 #pragma unroll
     for (int w = 0; w < SMALL_ROWS; w++) {
         // Rows beyond the end repeat the last.
         const int n = first + w < matrix.rows ? first + w : matrix.rows - 1;
-        rows[w] = weights + matrix.row_bytes * n;
+        rows[w] = weights + matrix.row_bytes * (n - block_first);
     }
-    const int start = part * 32 + lane, step = split * 32;
-    if (first >= matrix.rows) {
-        wait_for_previous_kernel();
+    Forms x = args.x;
+    int row = args.experts ? out_row / args.pairs : out_row;
+    if (R == 1 && args.source.kind != SOURCE_FORMS) {
+        x = make_source(args, SHARED + 4 * 4 * SMALL_ROWS);
+        row = 0;
     } else {
-        if (is_float_format(matrix.format)) {
-            wait_for_previous_kernel();
-            with_float_format(matrix.format, [&](auto element) {
-                typedef decltype(element) E;
-                // Four neighbours a lane, so that a warp reads whole lines.
+        wait_for_previous_kernel();
+    }
+    // What results are added to comes along with the rest.
+    float before[SMALL_ROWS][R] = {};
+    if (args.accumulate && lane == 0 && part == 0) {
+#pragma unroll
+        for (int w = 0; w < SMALL_ROWS; w++) {
+#pragma unroll
+            for (int r = 0; r < R; r++) {
+                if (r < live && first + w < matrix.rows) {
+                    before[w][r] = matrix.out[static_cast<u64>(out_row + r) * matrix.out_stride + first + w];
+                }
+            }
+        }
+    }
+    async_wait();
+    __syncthreads();
+    const int start = part * 32 + lane, step = split * 32;
+    if (is_float_format(matrix.format)) {
+        with_float_format(matrix.format, [&](auto element) {
+            typedef decltype(element) E;
+            // Four neighbours a lane, so that a warp reads whole lines.
 #pragma unroll 1
-                for (int i = 4 * start; i < cols; i += 4 * step) {
-                    float4 w[SMALL_ROWS];
+            for (int i = 4 * start; i < cols; i += 4 * step) {
+                float4 w[SMALL_ROWS];
 #pragma unroll
-                    for (int j = 0; j < SMALL_ROWS; j++) w[j] = load4(reinterpret_cast<const E*>(rows[j]) + i);
+                for (int j = 0; j < SMALL_ROWS; j++) w[j] = load4(reinterpret_cast<const E*>(rows[j]) + i);
 #pragma unroll
-                    for (int r = 0; r < R; r++) {
-                        if (r >= live) break;
-                        const float4 x = load4(args.x.values + static_cast<u64>(row + r) * cols + i);
+                for (int r = 0; r < R; r++) {
+                    if (r >= live) break;
+                    const float4 four = load4(x.values + static_cast<u64>(row + r) * cols + i);
 #pragma unroll
-                        for (int j = 0; j < SMALL_ROWS; j++) {
-                            float chain = fmaf(w[j].x, x.x, sums[j][r]);
-                            chain = fmaf(w[j].y, x.y, chain);
-                            chain = fmaf(w[j].z, x.z, chain);
-                            sums[j][r] = fmaf(w[j].w, x.w, chain);
-                        }
+                    for (int j = 0; j < SMALL_ROWS; j++) {
+                        float chain = fmaf(w[j].x, four.x, sums[j][r]);
+                        chain = fmaf(w[j].y, four.y, chain);
+                        chain = fmaf(w[j].z, four.z, chain);
+                        sums[j][r] = fmaf(w[j].w, four.w, chain);
                     }
                 }
-            });
-        } else {
-            with_block_format(matrix.format, [&](auto format) {
-                typedef decltype(format) F;
-                if (EXACT) {
-                    small_rows<Floats, R>(
-                        units, start, step, live, sums,
-                        [&](int w, int index, Floats& values) {
-                            Unit unit;
-                            F::unit(rows[w], index, unit);
-                            unit_values(unit, [&](int i, float value) { values.x[i] = value; });
-                        },
-                        [&](const Floats& values, int r, int index, float chain) {
-                            const float* x = args.x.values + static_cast<u64>(row + r) * cols + 32 * index;
-                            return multiply_unit(values.x, x, chain);
-                        });
-                } else {
-                    const ByteRows& x = args.x.bytes;
-                    small_rows<Unit, R>(
-                        units, start, step, live, sums,
-                        [&](int w, int index, Unit& unit) { F::unit(rows[w], index, unit); },
-                        [&](const Unit& unit, int r, int index, float chain) {
-                            const u64 at = static_cast<u64>(row + r) * units + index;
-                            u32 words[8];
-                            load_words_of_row(x.quants + 32 * at, words);
-                            return multiply_unit<F::OFFSETS>(unit, words, x.scales[at], x.sums + 2 * at, chain);
-                        });
-                }
-            });
-        }
+            }
+        });
+    } else {
+        with_block_format(matrix.format, [&](auto format) {
+            typedef decltype(format) F;
+            if (EXACT) {
+                small_rows<Floats, R>(
+                    units, start, step, live, sums,
+                    [&](int w, int index, Floats& values) {
+                        Unit unit;
+                        F::unit(rows[w], index, unit);
+                        unit_values(unit, [&](int i, float value) { values.x[i] = value; });
+                    },
+                    [&](const Floats& values, int r, int index, float chain) {
+                        return multiply_unit(values.x, x.values + static_cast<u64>(row + r) * cols + 32 * index, chain);
+                    });
+            } else {
+                small_rows<Unit, R>(
+                    units, start, step, live, sums,
+                    [&](int w, int index, Unit& unit) { F::unit(rows[w], index, unit); },
+                    [&](const Unit& unit, int r, int index, float chain) {
+                        const u64 at = static_cast<u64>(row + r) * units + index;
+                        u32 words[8];
+                        load_words_of_row(x.bytes.quants + 32 * at, words);
+                        return multiply_unit<F::OFFSETS>(unit, words, x.bytes.scales[at], x.bytes.sums + 2 * at, chain);
+                    });
+            }
+        });
     }
 #pragma unroll
     for (int w = 0; w < SMALL_ROWS; w++) {
@@ -182,7 +283,7 @@ __device__ __forceinline__ void matmul_small(const MatmulArgs& args) {
         for (int r = 0; r < R; r++) {
             if (r < live && first + w < matrix.rows) {
                 float* out = matrix.out + static_cast<u64>(out_row + r) * matrix.out_stride + first + w;
-                *out = args.accumulate ? *out + sums[w][r] : sums[w][r];
+                *out = args.accumulate ? before[w][r] + sums[w][r] : sums[w][r];
             }
         }
     }

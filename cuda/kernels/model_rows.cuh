@@ -150,66 +150,89 @@ __device__ __forceinline__ void rms_norm(const NormArgs& args) {
     }
 }
 
+// A lane's part of a row in 256 columns, as a kernel finds it.
+struct Piece {
+    float values[8];
+    float gates[8];
+};
+
+// From `first` on, of row `row`; zeros beyond the end.
+__device__ __forceinline__ void load_piece(const RowsArgs& args, u64 row, int first, Piece& piece) {
+    const int column = first + 8 * (threadIdx.x & 31);
+    const u64 at = row * args.cols + column;
+#pragma unroll
+    for (int i = 0; i < 8; i++) piece.values[i] = piece.gates[i] = 0.f;
+    if (args.cols % 8 == 0) {
+        if (column < args.cols) {
+            load8(args.x + at, piece.values);
+            if (args.gate) load8(args.gate + at, piece.gates);
+        }
+        return;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        if (column + i >= args.cols) break;
+        piece.values[i] = args.x[at + i];
+        if (args.gate) piece.gates[i] = args.gate[at + i];
+    }
+}
+
 // x, or silu(gate) * x; one warp for 256 columns.
+__device__ __forceinline__ void emit_piece(const RowsArgs& args, u64 row, int first, Piece& piece) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        if (args.gate) piece.values[i] *= piece.gates[i] * sigmoid_of(piece.gates[i]);
+    }
+    emit(args.out, row, first, piece.values);
+}
+
 __device__ __forceinline__ void make_forms(const RowsArgs& args) {
     allow_next_kernel();
     wait_for_previous_kernel();
-    const u64 row = blockIdx.y;
-    const int lane = threadIdx.x & 31;
     const int first = 256 * (blockIdx.x * (blockDim.x / 32) + (threadIdx.x >> 5));
     if (first >= args.cols) return;
-    float values[8];
-    const int column = first + 8 * lane;
-    if (args.cols % 8 == 0) {
-        float gates[8] = {};
+    Piece piece;
+    load_piece(args, blockIdx.y, first, piece);
+    emit_piece(args, blockIdx.y, first, piece);
+}
+
+__device__ __forceinline__ void load_piece(const HeadNormArgs& args, u64 row, int first, Piece& piece) {
+    const int cols = args.heads * args.dim, column = first + 8 * (threadIdx.x & 31);
+    const int head = column / args.dim, i = column - head * args.dim;
 #pragma unroll
-        for (int i = 0; i < 8; i++) values[i] = 0.f;
-        if (column < args.cols) {
-            load8(args.x + row * args.cols + column, values);
-            if (args.gate) load8(args.gate + row * args.cols + column, gates);
-        }
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            if (args.gate) values[i] *= gates[i] * sigmoid_of(gates[i]);
-        }
-    } else {
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            const bool live = column + i < args.cols;
-            const u64 at = row * args.cols + column + i;
-            values[i] = live ? args.x[at] : 0.f;
-            if (live && args.gate) values[i] *= args.gate[at] * sigmoid_of(args.gate[at]);
-        }
+    for (int j = 0; j < 8; j++) piece.values[j] = piece.gates[j] = 0.f;
+    if (column < cols) {
+        load8(args.x + (row * args.heads + head) * args.padded_dim + i, piece.values);
+        load8(args.gate + row * cols + column, piece.gates);
     }
-    emit(args.out, row, first, values);
 }
 
 // Every head normed on its own, times silu(gate). One warp for 256 columns, which hold whole heads.
-__device__ __forceinline__ void head_norm(const HeadNormArgs& args) {
-    allow_next_kernel();
-    wait_for_previous_kernel();
-    const u64 row = blockIdx.y;
-    const int lane = threadIdx.x & 31, cols = args.heads * args.dim;
-    const int first = 256 * (blockIdx.x * (blockDim.x / 32) + (threadIdx.x >> 5)), column = first + 8 * lane;
-    if (first >= cols) return;
-    float values[8] = {}, gates[8] = {};
-    const int head = column / args.dim, i = column - head * args.dim;
-    if (column < cols) {
-        load8(args.x + (row * args.heads + head) * args.padded_dim + i, values);
-        load8(args.gate + row * cols + column, gates);
-    }
+__device__ __forceinline__ void emit_piece(const HeadNormArgs& args, u64 row, int first, Piece& piece) {
+    const int cols = args.heads * args.dim, column = first + 8 * (threadIdx.x & 31), i = column % args.dim;
     float squares = 0.f;
 #pragma unroll
-    for (int j = 0; j < 8; j++) squares = fmaf(values[j], values[j], squares);
+    for (int j = 0; j < 8; j++) squares = fmaf(piece.values[j], piece.values[j], squares);
     for (int offset = 1; offset < args.dim / 8; offset *= 2) squares += lane_xor(squares, offset);
     const float inverse = 1.f / sqrtf(squares / args.dim + args.eps);
     if (column < cols) {
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-            values[j] = values[j] * inverse * args.weight[i + j] * (gates[j] * sigmoid_of(gates[j]));
+            const float gate = piece.gates[j] * sigmoid_of(piece.gates[j]);
+            piece.values[j] = piece.values[j] * inverse * args.weight[i + j] * gate;
         }
     }
-    emit(args.out, row, first, values);
+    emit(args.out, row, first, piece.values);
+}
+
+__device__ __forceinline__ void head_norm(const HeadNormArgs& args) {
+    allow_next_kernel();
+    wait_for_previous_kernel();
+    const int first = 256 * (blockIdx.x * (blockDim.x / 32) + (threadIdx.x >> 5));
+    if (first >= args.heads * args.dim) return;
+    Piece piece;
+    load_piece(args, blockIdx.y, first, piece);
+    emit_piece(args, blockIdx.y, first, piece);
 }
 
 // The same for heads of any width; one block a row.

@@ -223,6 +223,22 @@ fn every_format_multiplies_as_on_the_processor() {
     }
 }
 
+/// Products make the activations of a single row themselves, and those of several rows come from kernels of their own.
+#[test]
+fn single_rows_have_the_bits_of_windows_in_block_formats() {
+    let Some((_, device)) = device() else { return };
+    let mut random = Random::new(11);
+    for format in [QFormat::Q4K, QFormat::Q6K] {
+        let model = layer_in(format, &mut random);
+        let tokens = ids(&model, 16);
+        let buffer = BufferOptions::default();
+        let mut runner = cuda(device, &model, buffer, KvType::F16, Arithmetic::Quantised);
+        let together = schedule(&mut runner, &tokens, 10, &[(3, 3)]);
+        let alone = schedule(&mut runner, &tokens, 10, &[(1, 1), (1, 1), (1, 1)]);
+        assert_eq!(bits(&together), bits(&alone), "{format:?}");
+    }
+}
+
 #[test]
 fn windows_and_batches_have_the_bits_of_single_steps() {
     let Some((_, device)) = device() else { return };

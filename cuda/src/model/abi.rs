@@ -130,8 +130,8 @@ pub struct MatrixArgs {
     pub first_block: i32,
     /// Warps that share a weight row.
     pub split: i32,
-    /// Up to a round size.
-    pub unused: i32,
+    /// Whether a block's rows go through shared memory.
+    pub staged: i32,
 }
 
 /// Most matrices of a product.
@@ -159,8 +159,39 @@ pub struct MatmulArgs {
     pub accumulate: i32,
     /// Output rows of an activation row, where there are experts.
     pub pairs: i32,
-    /// Up to a round size.
-    pub unused: i32,
+    /// Place of weights in shared memory.
+    pub staged_at: i32,
+    /// What a single row is made from; the addresses of `x` then only say in which forms.
+    pub source: SourceArgs,
+}
+
+/// A single row of activations is there already.
+pub const SOURCE_FORMS: i32 = 0;
+/// It is `x / sqrt(mean(x^2) + eps) * weight`.
+pub const SOURCE_NORM: i32 = 1;
+/// It is `silu(gate) * x`.
+pub const SOURCE_ACTIVATED: i32 = 2;
+/// It is heads of `x` normed by themselves, times `silu(gate)`.
+pub const SOURCE_HEADS: i32 = 3;
+
+/// What a product with a single row makes its activations from.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SourceArgs {
+    /// `[cols]`, or `[heads][padded_dim]`.
+    pub x: u64,
+    /// `[cols]`.
+    pub gate: u64,
+    /// `[cols]`, or `[dim]`.
+    pub weight: u64,
+    /// Which of the above.
+    pub kind: i32,
+    /// Width of a head.
+    pub dim: i32,
+    /// Width of a head in `x`.
+    pub padded_dim: i32,
+    /// Inside the square root, as bits.
+    pub eps: u32,
 }
 
 /// Arguments of the router.
@@ -270,7 +301,7 @@ pub struct AttentionArgs {
 const _: () = assert!(size_of::<Forms>() == 40 && size_of::<EmbedArgs>() == 40);
 const _: () = assert!(size_of::<NormArgs>() == 88 && size_of::<RowsArgs>() == 64);
 const _: () = assert!(size_of::<HeadNormArgs>() == 80 && size_of::<MatrixArgs>() == 48);
-const _: () = assert!(size_of::<MatmulArgs>() == 272 && size_of::<RouteArgs>() == 40);
+const _: () = assert!(size_of::<MatmulArgs>() == 312 && size_of::<RouteArgs>() == 40);
 const _: () = assert!(size_of::<MixExpertsArgs>() == 48 && size_of::<AttentionArgs>() == 184);
 const _: () = assert!(size_of::<AttentionRow>() == 8);
 

@@ -8,7 +8,8 @@ use millpond_simd::quant::QFormat;
 
 use super::abi::{
     AttentionArgs, ByteRows, EmbedArgs, Forms, HeadNormArgs, MAX_MATRICES, MatmulArgs, MatrixArgs,
-    MixExpertsArgs, NormArgs, RouteArgs, RowsArgs, format_number,
+    MixExpertsArgs, NormArgs, RouteArgs, RowsArgs, SOURCE_ACTIVATED, SOURCE_FORMS, SOURCE_HEADS, SOURCE_NORM,
+    SourceArgs, format_number,
 };
 use super::weights::DeviceMatrix;
 use crate::device::{Device, DeviceError, Launch, Memory, Plain};
@@ -18,6 +19,14 @@ const ROW_THREADS: usize = 256;
 const WARPS: usize = 4;
 /// Weight rows of a warp in products with few rows.
 const SMALL_ROWS: usize = 2;
+/// Most bytes of a block's weight rows that go through shared memory.
+const STAGED_BYTES: usize = 24 << 10;
+/// Widest row that a product norms by itself.
+const NORM_COLS: usize = 2048;
+/// Widest row that a product makes by itself in other ways: it must fit into shared memory.
+const SOURCE_COLS: usize = 4096;
+/// Weight rows from which on a product has so many blocks that each making its activations would cost more than a kernel.
+const SOURCE_ROWS: usize = 16_384;
 /// Weight rows and activation rows of a block in products with many.
 const TILE: usize = 64;
 const TILE_THREADS: u32 = 256;
@@ -27,10 +36,20 @@ const EXACT_TILE_BYTES: u32 = 2 * 64 * 33 * 4;
 /// Query heads that a block of attention takes.
 const QUERY_HEADS: usize = 8;
 /// Bytes of `AttendShared` of kernels/model_attention.cuh.
-const ATTEND_BYTES: u32 = (8 * 256 + 32 * 260 + 8 * 32 + 8) * 4;
+const ATTEND_BYTES: u32 = (8 * 256 + 32 * 260 + 8 * 32) * 4;
+/// Columns of a block that joins spans of attention, and bytes of its `MergeShared`.
+const MERGE_COLUMNS: usize = 256;
+const MERGE_BYTES: u32 = (2 * (256 + 1) + 256) * 4;
 
 /// Positions of a span of attention.
-pub(super) const SPAN_POSITIONS: usize = 256;
+const SPAN_POSITIONS: usize = 32;
+/// Spans that room is made for at a time, so that recorded passes stay good for a while.
+const SPANS_AT_A_TIME: usize = 8;
+
+/// Spans there is room for where positions end at `end`.
+pub(super) fn span_room(end: usize) -> usize {
+    end.div_ceil(SPAN_POSITIONS).next_multiple_of(SPANS_AT_A_TIME)
+}
 
 /// Widest head of attention.
 pub(super) const MAX_HEAD_DIM: usize = 256;
@@ -50,6 +69,19 @@ pub(super) struct Product {
     pub(super) matrix: DeviceMatrix,
     pub(super) out: u64,
     pub(super) out_stride: usize,
+}
+
+/// Activations of a product: rows in some forms, or what a single row is to be made from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Input {
+    pub(super) forms: Forms,
+    source: SourceArgs,
+}
+
+impl From<Forms> for Input {
+    fn from(forms: Forms) -> Input {
+        Input { forms, source: SourceArgs::default() }
+    }
 }
 
 /// Which expert's matrix each output row takes.
@@ -235,25 +267,93 @@ impl Ops {
 
     pub(super) fn norm_heads(&self, rows: usize, args: &HeadNormArgs) -> Result<(), DeviceError> {
         let (heads, dim) = (args.heads as usize, args.dim as usize);
-        if dim.is_power_of_two() && (8..=256).contains(&dim) {
+        if whole_heads(dim) {
             let grid = [(heads * dim).div_ceil(256 * WARPS), rows, 1];
             return self.launch("norm_heads", grid, 32 * WARPS, 0, args);
         }
         self.launch("norm_odd_heads", [rows, 1, 1], ROW_THREADS, heads as u32 * 4, args)
     }
 
+    /// Whether products make the activations of these ranges by themselves: a single row in bytes, where every
+    /// kernel waits for the one before it most of its time.
+    fn makes_sources(&self, ranges: &[RowRange], matrices: &[DeviceMatrix], most_cols: usize) -> bool {
+        let single = matches!(ranges, [RowRange { first: 0, rows: 1, prompt: false }]);
+        let fits = |matrix: &DeviceMatrix| {
+            matrix.rows < SOURCE_ROWS && matrix.cols.is_multiple_of(32) && matrix.cols <= most_cols
+        };
+        single && self.arithmetic == Arithmetic::Quantised && matrices.iter().all(fits)
+    }
+
+    /// All rows of `x` normed, in the forms that `matrices` multiply with.
+    pub(super) fn normed(
+        &self,
+        ranges: &[RowRange],
+        (x, weight): (u64, u64),
+        eps: f32,
+        matrices: &[DeviceMatrix],
+        forms: Forms,
+    ) -> Result<Input, DeviceError> {
+        if self.makes_sources(ranges, matrices, NORM_COLS) {
+            let source =
+                SourceArgs { x, weight, kind: SOURCE_NORM, eps: eps.to_bits(), ..SourceArgs::default() };
+            return Ok(Input { forms, source });
+        }
+        self.norm((x, weight, 0), rows_of(ranges), eps, forms)?;
+        Ok(forms.into())
+    }
+
+    /// All rows of `silu(gate) * x`, in the form that `matrix` multiplies with.
+    pub(super) fn activated(
+        &self,
+        ranges: &[RowRange],
+        (x, gate): (u64, u64),
+        matrix: &DeviceMatrix,
+        forms: Forms,
+    ) -> Result<Input, DeviceError> {
+        if self.makes_sources(ranges, std::slice::from_ref(matrix), SOURCE_COLS) {
+            let source = SourceArgs { x, gate, kind: SOURCE_ACTIVATED, ..SourceArgs::default() };
+            return Ok(Input { forms, source });
+        }
+        self.activate(x, gate, rows_of(ranges), forms)?;
+        Ok(forms.into())
+    }
+
+    /// All rows of the gated norm over heads, in the form that `matrix` multiplies with.
+    pub(super) fn heads_normed(
+        &self,
+        ranges: &[RowRange],
+        args: &HeadNormArgs,
+        matrix: &DeviceMatrix,
+    ) -> Result<Input, DeviceError> {
+        let whole = whole_heads(args.dim as usize);
+        if whole && self.makes_sources(ranges, std::slice::from_ref(matrix), SOURCE_COLS) {
+            let source = SourceArgs {
+                x: args.x,
+                gate: args.gate,
+                weight: args.weight,
+                kind: SOURCE_HEADS,
+                dim: args.dim,
+                padded_dim: args.padded_dim,
+                eps: args.eps.to_bits(),
+            };
+            return Ok(Input { forms: args.out, source });
+        }
+        self.norm_heads(rows_of(ranges), args)?;
+        Ok(args.out.into())
+    }
+
     /// Products of the rows of some ranges, each by the kernel of its kind.
     pub(super) fn multiply(
         &self,
         ranges: &[RowRange],
-        x: Forms,
+        input: Input,
         products: &[Product],
         accumulate: bool,
     ) -> Result<(), DeviceError> {
         for range in ranges {
             let mut args = MatmulArgs {
                 matrices: [MatrixArgs::default(); MAX_MATRICES],
-                x,
+                x: input.forms,
                 experts: 0,
                 expert_bytes: 0,
                 matrix_count: products.len() as i32,
@@ -261,7 +361,8 @@ impl Ops {
                 rows: range.rows as i32,
                 accumulate: accumulate as i32,
                 pairs: 1,
-                unused: 0,
+                staged_at: 0,
+                source: input.source,
             };
             if range.prompt {
                 let blocks = lay_out(&mut args, products, |_| TILE);
@@ -282,7 +383,8 @@ impl Ops {
                     Arithmetic::Exact => ("matmul_exact_1", 1),
                 };
                 let grid = [blocks, range.rows.div_ceil(rows), 1];
-                self.launch(name, grid, 32 * WARPS, (WARPS * SMALL_ROWS * rows * 4) as u32, &args)?;
+                let shared = small_shared(&mut args, rows, products);
+                self.launch(name, grid, 32 * WARPS, shared, &args)?;
             }
         }
         Ok(())
@@ -306,15 +408,16 @@ impl Ops {
                 rows: experts.rows as i32,
                 accumulate: 0,
                 pairs: experts.pairs as i32,
-                unused: 0,
+                staged_at: 0,
+                source: SourceArgs::default(),
             };
             let blocks = lay_out(&mut args, std::slice::from_ref(product), small_block_rows);
             let name = match self.arithmetic {
                 Arithmetic::Quantised => "matmul_quantised_1",
                 Arithmetic::Exact => "matmul_exact_1",
             };
-            let grid = [blocks, experts.rows, 1];
-            self.launch(name, grid, 32 * WARPS, (WARPS * SMALL_ROWS * 4) as u32, &args)?;
+            let shared = small_shared(&mut args, 1, std::slice::from_ref(product));
+            self.launch(name, [blocks, experts.rows, 1], 32 * WARPS, shared, &args)?;
         }
         Ok(())
     }
@@ -345,13 +448,52 @@ impl Ops {
         let group = (args.heads / args.kv_heads) as usize;
         let parts = args.kv_heads as usize * group.div_ceil(QUERY_HEADS);
         self.launch(&name, [args.spans as usize, parts, rows], 128, ATTEND_BYTES, args)?;
-        self.launch("attention_merge", [rows, 1, 1], ROW_THREADS, args.heads as u32 * 8, args)
+        let pieces = (args.heads as usize * args.dim as usize).div_ceil(MERGE_COLUMNS);
+        self.launch("attention_merge", [pieces, rows, 1], MERGE_COLUMNS, MERGE_BYTES, args)
     }
 }
 
 /// Weight rows that a block of a product with few rows takes.
 fn small_block_rows(matrix: &DeviceMatrix) -> usize {
     WARPS / split(matrix.rows, matrix.cols) * SMALL_ROWS
+}
+
+/// Whether 256 columns hold whole heads, and eight neighbours stand in one.
+fn whole_heads(dim: usize) -> bool {
+    dim.is_power_of_two() && (8..=256).contains(&dim)
+}
+
+fn rows_of(ranges: &[RowRange]) -> usize {
+    ranges.iter().map(|range| range.rows).sum()
+}
+
+/// Bytes of the weight rows of a block of a product with few rows.
+fn block_bytes(matrix: &DeviceMatrix) -> usize {
+    small_block_rows(matrix) * matrix.row_bytes
+}
+
+/// Whether they go through shared memory. Blocks of values are short of wide loads by themselves, floats are not.
+fn is_staged(matrix: &DeviceMatrix) -> bool {
+    let floats = matches!(matrix.format, QFormat::F32 | QFormat::F16 | QFormat::BF16);
+    !floats && block_bytes(matrix) <= STAGED_BYTES
+}
+
+/// Bytes of shared memory of a product with up to `rows` rows at once, and where weights stand in it.
+fn small_shared(args: &mut MatmulArgs, rows: usize, products: &[Product]) -> u32 {
+    let mut bytes = 4 * WARPS * SMALL_ROWS * rows;
+    if args.source.kind != SOURCE_FORMS {
+        let cols = args.x.cols as usize;
+        bytes += 4 * 8;
+        bytes += if args.x.values != 0 { 4 * cols } else { 0 };
+        bytes += if args.x.bytes.quants != 0 { cols + cols / 8 + cols / 4 } else { 0 };
+    }
+    args.staged_at = bytes.next_multiple_of(16) as i32;
+    let staged = products.iter().map(|product| &product.matrix).filter(|matrix| is_staged(matrix));
+    // Whole pieces of 16 bytes, where rows need not start at one.
+    match staged.map(block_bytes).max() {
+        Some(weights) => (args.staged_at as usize + weights.next_multiple_of(16) + 16) as u32,
+        None => bytes as u32,
+    }
 }
 
 /// Fills in the matrices of a product, and returns the blocks of its grid.
@@ -372,7 +514,7 @@ fn lay_out(
             format: format_number(matrix.format),
             first_block: blocks as i32,
             split: split(matrix.rows, matrix.cols) as i32,
-            unused: 0,
+            staged: is_staged(matrix) as i32,
         };
         blocks += matrix.rows.div_ceil(block_rows(matrix));
     }
@@ -399,7 +541,8 @@ mod tests {
             rows: 1,
             accumulate: 0,
             pairs: 1,
-            unused: 0,
+            staged_at: 0,
+            source: SourceArgs::default(),
         };
         let blocks = lay_out(&mut args, &products, small_block_rows);
         assert_eq!((args.matrices[1].first_block, args.matrices[2].first_block), (2, 2 + 1536));

@@ -9,7 +9,7 @@ use millpond_models::{AttentionSpec, FfnSpec, LayerSpec, ModelSpec, MoeSpec};
 use millpond_simd::quant::QFormat;
 
 use super::abi::{AttentionArgs, Forms, HeadNormArgs, MixExpertsArgs, RouteArgs};
-use super::ops::{ExpertRows, FormBuffer, Ops, Product, RowRange, SPAN_POSITIONS};
+use super::ops::{ExpertRows, FormBuffer, Input, Ops, Product, RowRange, span_room};
 use super::weights::{
     DeviceAttention, DeviceFfn, DeviceGlu, DeviceLayer, DeviceLinear, DeviceMatrix, DeviceMixer, DeviceMtp,
     DeviceWeights,
@@ -166,8 +166,8 @@ impl Executor {
             scratch.mixed.reserve(device, rows * widths.mixed * 4)?;
             if widths.heads > 0 {
                 let at_once = attention_rows(widths, end).min(rows);
-                let spans = at_once * widths.heads * end.div_ceil(SPAN_POSITIONS);
-                let values = at_once * widths.head_values * end.div_ceil(SPAN_POSITIONS);
+                let spans = at_once * widths.heads * span_room(end);
+                let values = at_once * widths.head_values * span_room(end);
                 scratch.partial.reserve(device, values * 4)?;
                 scratch.partial_max.reserve(device, spans * 4)?;
                 scratch.partial_sum.reserve(device, spans * 4)?;
@@ -230,15 +230,22 @@ impl Executor {
         Ok(forms)
     }
 
+    /// The same, for products alone.
+    fn norm_input(&self, pass: &Pass, weight: u64, matrices: &[DeviceMatrix]) -> Result<Input, BackendError> {
+        let forms = self.normed(pass.rows, matrices);
+        let x = (self.scratch.residual.address(), weight);
+        self.ops.normed(&pass.ranges, x, self.spec.norm_eps, matrices, forms).map_err(failed)
+    }
+
     /// Adds a product to the residual stream.
-    fn add(&self, pass: &Pass, x: Forms, matrix: DeviceMatrix) -> Result<(), BackendError> {
+    fn add(&self, pass: &Pass, x: Input, matrix: DeviceMatrix) -> Result<(), BackendError> {
         let out = self.scratch.residual.address();
         let product = Product { matrix, out, out_stride: self.spec.hidden };
         self.ops.multiply(&pass.ranges, x, &[product], true).map_err(failed)
     }
 
     /// Products of one set of rows, each to a buffer of its own.
-    fn project(&self, pass: &Pass, x: Forms, matrices: &[DeviceMatrix]) -> Result<(), BackendError> {
+    fn project(&self, pass: &Pass, x: Input, matrices: &[DeviceMatrix]) -> Result<(), BackendError> {
         let product = |(matrix, buffer): (&DeviceMatrix, &Buffer)| Product {
             matrix: *matrix,
             out: buffer.address(),
@@ -279,7 +286,7 @@ impl Executor {
         pass: &Pass,
     ) -> Result<(), BackendError> {
         let matrices = [weights.qkv, weights.z, weights.beta, weights.alpha];
-        let x = self.norm(pass, norm, &matrices)?;
+        let x = self.norm_input(pass, norm, &matrices)?;
         self.project(pass, x, &matrices)?;
         let Scratch { projections: [qkv, _, beta, alpha], mixed, workspace, .. } = &mut self.scratch;
         let inputs = LinearInputs { qkv: qkv.memory(), beta: beta.memory(), alpha: alpha.memory() };
@@ -298,7 +305,7 @@ impl Executor {
             padded_dim: layer.padded_value_dim() as i32,
             eps: self.spec.norm_eps,
         };
-        self.ops.norm_heads(pass.rows, &args).map_err(failed)?;
+        let out = self.ops.heads_normed(&pass.ranges, &args, &weights.out).map_err(failed)?;
         self.add(pass, out, weights.out)
     }
 
@@ -311,7 +318,7 @@ impl Executor {
         pass: &Pass,
     ) -> Result<(), BackendError> {
         let matrices = [weights.q, weights.k, weights.v];
-        let x = self.norm(pass, norm, &matrices)?;
+        let x = self.norm_input(pass, norm, &matrices)?;
         self.project(pass, x, &matrices)?;
         let layer = &layout.attention[index];
         let spec = &layer.spec;
@@ -338,7 +345,7 @@ impl Executor {
             rotary: spec.rotary_dim as i32,
             gated: spec.output_gate as i32,
             first_row: 0,
-            spans: pass.end.div_ceil(SPAN_POSITIONS) as i32,
+            spans: span_room(pass.end) as i32,
             eps: self.spec.norm_eps,
             scale: (spec.head_dim as f32).sqrt().recip(),
             unused: 0,
@@ -349,7 +356,7 @@ impl Executor {
             args.first_row = first as i32;
             self.ops.attend(at_once.min(pass.rows - first), &args).map_err(failed)?;
         }
-        self.add(pass, out, weights.out)
+        self.add(pass, out.into(), weights.out)
     }
 
     fn feed_forward(
@@ -361,7 +368,7 @@ impl Executor {
     ) -> Result<(), BackendError> {
         match (weights, spec) {
             (DeviceFfn::Dense(glu), _) => {
-                let x = self.norm(pass, norm, &[glu.gate, glu.up])?;
+                let x = self.norm_input(pass, norm, &[glu.gate, glu.up])?;
                 let inner = self.glu(pass, x, glu)?;
                 self.add(pass, inner, glu.down)
             }
@@ -380,12 +387,11 @@ impl Executor {
     }
 
     /// `silu(gate(x)) * up(x)`, ready for the last matrix.
-    fn glu(&self, pass: &Pass, x: Forms, weights: &DeviceGlu) -> Result<Forms, BackendError> {
+    fn glu(&self, pass: &Pass, x: Input, weights: &DeviceGlu) -> Result<Input, BackendError> {
         self.project(pass, x, &[weights.gate, weights.up])?;
         let inner = self.inner(pass.rows, &weights.down);
         let [gate, up, ..] = self.scratch.projections.each_ref().map(Buffer::address);
-        self.ops.activate(up, gate, pass.rows, inner).map_err(failed)?;
-        Ok(inner)
+        self.ops.activated(&pass.ranges, (up, gate), &weights.down, inner).map_err(failed)
     }
 
     fn experts(
@@ -400,7 +406,7 @@ impl Executor {
         let scratch = &self.scratch;
         let pairs = pass.rows * spec.top_k;
         let scores = Product { matrix: *router, out: scratch.router.address(), out_stride: router.rows };
-        self.ops.multiply(&pass.ranges, x, &[scores], false).map_err(failed)?;
+        self.ops.multiply(&pass.ranges, x.into(), &[scores], false).map_err(failed)?;
         let route = RouteArgs {
             scores: scratch.router.address(),
             choices: scratch.choices.address(),
@@ -425,9 +431,9 @@ impl Executor {
         self.ops.multiply_experts(rows, inner, &[product(down, returned)]).map_err(failed)?;
         let shared_out = returned + (pairs * self.spec.hidden * 4) as u64;
         if let Some((glu, gate)) = shared {
-            let inner = self.glu(pass, x, glu)?;
+            let inner = self.glu(pass, x.into(), glu)?;
             let gate_out = Product { matrix: *gate, out: scratch.shared_gate.address(), out_stride: 1 };
-            self.ops.multiply(&pass.ranges, x, &[gate_out], false).map_err(failed)?;
+            self.ops.multiply(&pass.ranges, x.into(), &[gate_out], false).map_err(failed)?;
             let down = product(glu.down, shared_out);
             self.ops.multiply(&pass.ranges, inner, &[down], false).map_err(failed)?;
         }
@@ -466,7 +472,7 @@ impl Executor {
         let product = Product { matrix: *output, out, out_stride: output.rows };
         // Logits never take the tiled kernel: a row's bits are then the same in a prompt and in decoding.
         let rows = RowRange { first: 0, rows: pass.head_rows, prompt: false };
-        self.ops.multiply(&[rows], forms, &[product], false).map_err(failed)
+        self.ops.multiply(&[rows], forms.into(), &[product], false).map_err(failed)
     }
 
     /// What the prediction head's layer reads: the normed embeddings beside the normed hidden states, which stand in
@@ -486,13 +492,13 @@ impl Executor {
         let forms = scratch.joined_forms.forms(self.ops.arithmetic, rows, 2 * hidden, [mtp.fc.format]);
         self.ops.activate(joined, 0, rows, forms).map_err(failed)?;
         let product = Product { matrix: mtp.fc, out: scratch.residual.address(), out_stride: hidden };
-        self.ops.multiply(&pass.ranges, forms, &[product], false).map_err(failed)
+        self.ops.multiply(&pass.ranges, forms.into(), &[product], false).map_err(failed)
     }
 }
 
 /// Rows whose partial results of attention are held at once.
 fn attention_rows(widths: &Widths, end: usize) -> usize {
-    let bytes = widths.head_values * 4 * end.div_ceil(SPAN_POSITIONS);
+    let bytes = widths.head_values * 4 * span_room(end);
     (PARTIAL_BYTES / bytes.max(1)).max(1)
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::backend::CudaBackend;
-use super::ops::{RowRange, SPAN_POSITIONS};
+use super::ops::{RowRange, span_room};
 use super::pass::Pass;
 use crate::device::Recording;
 use crate::linear::StepKernel;
@@ -31,7 +31,7 @@ impl Key {
         addresses.extend([table, pass.page_table]);
         Key {
             ranges: pass.ranges.clone(),
-            spans: pass.end.div_ceil(SPAN_POSITIONS),
+            spans: span_room(pass.end),
             head_rows: pass.head_rows,
             want_hidden,
             linear: pass.batches.iter().flat_map(|batch| batch.forms()).collect(),
