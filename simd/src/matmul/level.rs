@@ -2,14 +2,14 @@
 
 /// The kernels of one level: everything generic, compiled with its features. `$few_256`, `$few_32` and `$few_q80` are
 /// the most activation rows with which weights in blocks of 256, of 32 and of Q8_0 are read row after row; beyond them,
-/// `$thin_k`, `$thin_6` and `$thin_32` the most with which those of Q4_K and Q5_K, of Q6_K and of blocks of 32 are
+/// `$thin_q4k`, `$thin_k` and `$thin_32` the most with which those of Q4_K, of Q5_K and Q6_K, and of blocks of 32 are
 /// unpacked in registers. `$rows` are the activation rows of tiles, largest first, `$panels` their panels,
 /// `$float_weights` and `$float_rows` the sides of float tiles.
 macro_rules! level {
     (
         $module:ident, $isa:ident, $simd:ty, $features:literal,
         few: [$few_256:literal, $few_32:literal, $few_q80:literal],
-        thin: [$thin_k:literal, $thin_6:literal, $thin_32:literal],
+        thin: [$thin_q4k:literal, $thin_k:literal, $thin_32:literal],
         rows: [$($rows:literal),*], panels: $panels:literal, floats: $float_weights:literal x $float_rows:literal
     ) => {
         pub(in crate::matmul) mod $module {
@@ -86,8 +86,8 @@ macro_rules! level {
             /// The most activation rows with which weights are unpacked in registers.
             const fn most_in_registers(format: QFormat) -> usize {
                 match format {
-                    QFormat::Q4K | QFormat::Q5K => $thin_k,
-                    QFormat::Q6K => $thin_6,
+                    QFormat::Q4K => $thin_q4k,
+                    QFormat::Q5K | QFormat::Q6K => $thin_k,
                     QFormat::Q4_0 | QFormat::Q8_0 | QFormat::IQ4NL => $thin_32,
                     _ => 0,
                 }

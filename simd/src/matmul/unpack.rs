@@ -298,7 +298,32 @@ impl<S: Simd> Unpack<S> for Q5K<S> {
     #[inline(always)]
     unsafe fn block(blocks: Rows, panel: *mut u8, ahead: Ahead) {
         // SAFETY: the trait's promise.
-        unsafe { in_parts::<S, Self>(blocks, panel, ahead) }
+        unsafe {
+            let layout = <Self as Unpack<S>>::LAYOUT;
+            six_bit_header::<S>(blocks, layout, panel);
+            let weights = panel.add(layout.weights_at());
+            // Not part by part, so that fifth bits are read once.
+            for side in 0..2 {
+                let fifth = S::rows_of_16(blocks, 16 + 16 * side);
+                macro_rules! group {
+                    ($group:literal, $low:literal, $high:literal) => {
+                        ahead.part::<S>(4 * side + $group, 8);
+                        let packed = S::rows_of_16(blocks, 48 + 32 * $group + 16 * side);
+                        for i in 0..4 {
+                            let at = 16 * $group + 4 * side + i;
+                            let bit = to_bit_4::<S, $low>(fifth[i], 0x1010_1010);
+                            put::<S>(weights, at, S::or(S::low_nibbles(packed[i]), bit));
+                            let bit = to_bit_4::<S, $high>(fifth[i], 0x1010_1010);
+                            put::<S>(weights, at + 8, S::or(S::high_nibbles(packed[i]), bit));
+                        }
+                    };
+                }
+                group!(0, 0, 1);
+                group!(1, 2, 3);
+                group!(2, 4, 5);
+                group!(3, 6, 7);
+            }
+        }
     }
 }
 
