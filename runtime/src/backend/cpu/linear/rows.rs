@@ -1,12 +1,16 @@
 //! The operands of a pass's rows: convolved, normalised, gated; or given.
 
 use millpond_models::{LinearSpec, Write};
+use millpond_simd::linear::Ahead;
 use millpond_simd::vector::VectorKernels;
 
 use super::{LinearParameters, MAX_TAPS};
 
 /// Epsilon inside the square root that normalises queries and keys.
 const NORMALIZE_EPS: f32 = 1e-6;
+
+/// Rows of a prompt asked for ahead of the one in work.
+const ROWS_AHEAD: usize = 4;
 
 /// Channels convolved at a time.
 const CONV_BLOCK: usize = 256;
@@ -107,6 +111,11 @@ impl Front<'_> {
     /// Convolution and SiLU of the channels from `first` on, for one row of the pass.
     fn convolve(&self, kernels: &VectorKernels, taps: usize, row: usize, first: usize, out: &mut [f32]) {
         let Source::Convolved { qkv, ring, weights } = &self.source else { return };
+        // Rows lie far apart, so that no processor foresees what the next ones need.
+        let ahead = (row + ROWS_AHEAD) * ring.channels + first;
+        if let Some(ahead) = qkv.get(ahead..ahead + out.len()) {
+            Ahead::of(ahead).ask();
+        }
         let zeros = [0.0; CONV_BLOCK];
         for at in (0..out.len()).step_by(CONV_BLOCK) {
             let width = CONV_BLOCK.min(out.len() - at);
