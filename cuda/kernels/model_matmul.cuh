@@ -62,16 +62,13 @@ struct Floats {
 // warps 256 columns.
 constexpr int NORM_PIECES = 8;
 
-// One row of activations by all warps of a block; a warp has two pieces on their way at once.
+// One row of activations by all warps of a block.
 template <class Args>
 __device__ __forceinline__ void make_pieces(const Args& args, int cols) {
-    constexpr int STEP = 256 * SMALL_THREADS / 32;
-    for (int first = 256 * (threadIdx.x >> 5); first < cols; first += 2 * STEP) {
-        Piece pieces[2];
-        load_piece(args, 0, first, pieces[0]);
-        load_piece(args, 0, first + STEP, pieces[1]);
-        emit_piece(args, 0, first, pieces[0]);
-        if (first + STEP < cols) emit_piece(args, 0, first + STEP, pieces[1]);
+    for (int first = 256 * (threadIdx.x >> 5); first < cols; first += 256 * SMALL_THREADS / 32) {
+        Piece piece;
+        load_piece(args, 0, first, piece);
+        emit_piece(args, 0, first, piece);
     }
 }
 
