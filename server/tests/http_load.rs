@@ -46,7 +46,8 @@ fn clients_that_leave_anywhere_leave_nothing_behind() {
     eventually("nothing runs or waits", || server.stats().slots.is_empty() && server.stats().waiting == 0);
     assert_eq!(server.stats().reserved_bytes, 0);
     let stats = server.stats();
-    assert!(stats.accepted > 20, "most had come as far as the engine");
+    // Every fourth was seen to be answered; how many others came so far is a matter of time.
+    assert!(stats.accepted >= 15, "{} came as far as the engine", stats.accepted);
     assert_eq!(stats.completed + stats.cancelled, stats.accepted);
     eventually("their sockets are closed", || open_files() <= files);
 }
