@@ -18,9 +18,7 @@ impl<T: DeserializeOwned> FromRequest<AppState> for JsonBody<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<JsonBody<T>, ApiError> {
-        check_type(&request)?;
-        let bytes = read(request, state.config().max_body, state.config().body_time).await?;
-        parse(&bytes).map(JsonBody)
+        parse(&json_of(request, state).await?).map(JsonBody)
     }
 }
 
@@ -32,10 +30,15 @@ impl<T: DeserializeOwned + Default> FromRequest<AppState> for MaybeJson<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<MaybeJson<T>, ApiError> {
-        check_type(&request)?;
-        let bytes = read(request, state.config().max_body, state.config().body_time).await?;
+        let bytes = json_of(request, state).await?;
         if bytes.is_empty() { Ok(MaybeJson(T::default())) } else { parse(&bytes).map(MaybeJson) }
     }
+}
+
+/// The bytes of a body that says it is JSON.
+async fn json_of(request: Request, state: &AppState) -> Result<Bytes, ApiError> {
+    check_type(&request)?;
+    read(request, state.config().max_body, state.config().body_time).await
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {

@@ -35,8 +35,11 @@ pub(super) trait Parts<S: Simd>: Unpack<S> {
     /// The vectors of four weights of part `PART`, one sub-scale after the other.
     unsafe fn part<const PART: usize>(blocks: Rows) -> [S::Vector; 16];
 
-    /// Which sub-scale the vectors from `STEPS * i` of a part have.
-    fn sub(part: usize, i: usize) -> usize;
+    /// Which sub-scale the vectors from `STEPS * i` of a part have: one after the other, where parts lie in that order.
+    #[inline(always)]
+    fn sub(part: usize, i: usize) -> usize {
+        16 / Self::STEPS * part + i
+    }
 }
 
 /// What a block has beside its weights: the most that any layout needs.

@@ -285,11 +285,6 @@ impl<S: Simd> Parts<S> for Q4K<S> {
             weights
         }
     }
-
-    #[inline(always)]
-    fn sub(part: usize, i: usize) -> usize {
-        2 * part + i
-    }
 }
 
 impl<S: Simd> Unpack<S> for Q5K<S> {
@@ -363,11 +358,6 @@ impl<S: Simd> Parts<S> for Q5K<S> {
             }
             weights
         }
-    }
-
-    #[inline(always)]
-    fn sub(part: usize, i: usize) -> usize {
-        2 * part + i
     }
 }
 
