@@ -64,8 +64,9 @@ struct Matrix {
     int out_stride;
     int format;
     int first_block;  // of the grid
-    int split;        // warps that share a row: 1, 2 or 4
-    int staged;       // whether a block's rows go through shared memory
+    int block_rows;   // of a block
+    u16 split;        // warps that share a row: 1, 2 or 4
+    u16 staged;       // whether a block's rows go through shared memory
 };
 
 // What a product with a single row makes its activations from, in every block: a kernel less to wait for.

@@ -11,8 +11,8 @@
 #include "model.cuh"
 #include "model_rows.cuh"
 
-constexpr int SMALL_THREADS = 128;
-constexpr int SMALL_ROWS = 2;  // weight rows of a warp
+constexpr int SMALL_ROWS = 2;   // weight rows of a warp at a time
+constexpr int SMALL_WARPS = 8;  // of a block
 
 // chain + the unit's product with 32 bytes of activations.
 template <bool OFFSETS>
@@ -58,14 +58,12 @@ struct Floats {
     float x[32];
 };
 
-// Widest row that a product norms itself: the sum over it is then that of `rms_norm`, which gives each of up to eight
-// warps 256 columns.
-constexpr int NORM_PIECES = 8;
-
+// The sum of squares of a row that a product norms itself is that of `rms_norm`, which gives each warp 256 columns; there
+// are no more columns than its warps take.
 // One row of activations by all warps of a block.
 template <class Args>
 __device__ __forceinline__ void make_pieces(const Args& args, int cols) {
-    for (int first = 256 * (threadIdx.x >> 5); first < cols; first += 256 * SMALL_THREADS / 32) {
+    for (int first = 256 * (threadIdx.x >> 5); first < cols; first += 256 * SMALL_WARPS) {
         Piece piece;
         load_piece(args, 0, first, piece);
         emit_piece(args, 0, first, piece);
@@ -73,13 +71,12 @@ __device__ __forceinline__ void make_pieces(const Args& args, int cols) {
 }
 
 // Makes the one row of activations in shared memory from `at` on, with the bits that the kernels of model_rows.cuh give it.
-// SMALL_THREADS threads; a barrier must follow.
+// SMALL_WARPS warps; a barrier must follow.
 __device__ __forceinline__ Forms make_source(const MatmulArgs& args, u8* at) {
-    constexpr int WARPS = SMALL_THREADS / 32;
     const Source& source = args.source;
     const int warp = threadIdx.x >> 5, column = 8 * threadIdx.x, cols = static_cast<int>(args.x.cols);
-    float* scratch = reinterpret_cast<float*>(at);  // [NORM_PIECES]
-    at += 4 * NORM_PIECES;
+    float* scratch = reinterpret_cast<float*>(at);  // [SMALL_WARPS]
+    at += 4 * SMALL_WARPS;
     Forms out = {nullptr, {nullptr, nullptr, nullptr}, args.x.cols};
     if (args.x.values) {
         out.values = reinterpret_cast<float*>(at);
@@ -91,33 +88,22 @@ __device__ __forceinline__ Forms make_source(const MatmulArgs& args, u8* at) {
         out.bytes.sums = reinterpret_cast<int*>(at + cols + cols / 8);
     }
     if (source.kind == SOURCE_NORM) {
-        float weights[2][8] = {}, values[2][8] = {};
-#pragma unroll
-        for (int i = 0; i < 2; i++) {
-            if (column + 256 * WARPS * i < cols) load8(source.weight + column + 256 * WARPS * i, weights[i]);
-        }
+        float weights[8] = {}, values[8] = {}, squares = 0.f;
+        if (column < cols) load8(source.weight + column, weights);
         wait_for_previous_kernel();
+        if (column < cols) load8(source.x + column, values);
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            if (column + 256 * WARPS * i < cols) load8(source.x + column + 256 * WARPS * i, values[i]);
-            float squares = 0.f;
-#pragma unroll
-            for (int j = 0; j < 8; j++) squares = fmaf(values[i][j], values[i][j], squares);
-            squares = warp_sum(squares);
-            if (threadIdx.x % 32 == 0) scratch[warp + WARPS * i] = squares;
-        }
+        for (int i = 0; i < 8; i++) squares = fmaf(values[i], values[i], squares);
+        squares = warp_sum(squares);
+        if (threadIdx.x % 32 == 0) scratch[warp] = squares;
         __syncthreads();
         float sum = 0.f;
 #pragma unroll
-        for (int i = 0; i < NORM_PIECES; i++) sum += scratch[i];
+        for (int i = 0; i < SMALL_WARPS; i++) sum += scratch[i];
         const float inverse = 1.f / sqrtf(sum / cols + source.eps);
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            const int first = 256 * (warp + WARPS * i);
-#pragma unroll
-            for (int j = 0; j < 8; j++) values[i][j] = values[i][j] * inverse * weights[i][j];
-            if (first < cols) emit(out, 0, first, values[i]);
-        }
+        for (int i = 0; i < 8; i++) values[i] = values[i] * inverse * weights[i];
+        if (256 * warp < cols) emit(out, 0, 256 * warp, values);
         return out;
     }
     wait_for_previous_kernel();
@@ -131,9 +117,10 @@ __device__ __forceinline__ Forms make_source(const MatmulArgs& args, u8* at) {
     return out;
 }
 
-// Up to R rows of activations with the matrices of a launch. Each block takes 4 / split * SMALL_ROWS weight rows. Where
-// they are staged, they are on their way in whole lines before the kernel waits for the one that makes the activations.
-// Shared: [4 warps][SMALL_ROWS * R] sums, then what `make_source` makes, then weights from `staged_at` on.
+// Up to R rows of activations with the matrices of a launch. A block takes SMALL_WARPS / split * SMALL_ROWS weight rows, or,
+// of matrices whose rows have a warp each, some times as many, one after the other. Where they are staged, all are on their
+// way in whole lines before the kernel waits for the one that makes the activations.
+// Shared: [SMALL_WARPS][SMALL_ROWS * R] sums, then what `make_source` makes, then weights from `staged_at` on.
 template <int R, bool EXACT>
 __device__ __forceinline__ void matmul_small(const MatmulArgs& args) {
     float* scratch = reinterpret_cast<float*>(SHARED);
@@ -141,15 +128,13 @@ __device__ __forceinline__ void matmul_small(const MatmulArgs& args) {
     int index = 0;
     while (index + 1 < args.matrix_count && args.matrices[index + 1].first_block <= static_cast<int>(blockIdx.x)) index++;
     const Matrix& matrix = args.matrices[index];
-    const int split = matrix.split, part = warp % split, block_rows = 4 / split * SMALL_ROWS;
+    const int split = matrix.split, part = warp % split, block_rows = matrix.block_rows;
     const int block_first = (static_cast<int>(blockIdx.x) - matrix.first_block) * block_rows;
-    const int first = block_first + warp / split * SMALL_ROWS;
     const int cols = static_cast<int>(args.x.cols), units = (cols + 31) / 32;
     // With experts a launch has one row of activations for each y.
     const int out_row = args.experts ? blockIdx.y : args.first_row + R * blockIdx.y;
     const int left = args.first_row + args.rows - out_row;
     const int live = args.experts ? 1 : left < R ? left : R;
-    float sums[SMALL_ROWS][R] = {};
     allow_next_kernel();
     const u8* weights = matrix.weights;
     if (args.experts) {
@@ -164,123 +149,128 @@ __device__ __forceinline__ void matmul_small(const MatmulArgs& args) {
         const u8* from = weights - before;
         u8* to = SHARED + args.staged_at;
         const int pieces = static_cast<int>((before + count * matrix.row_bytes + 15) / 16);
-        for (int i = threadIdx.x; i < pieces; i += SMALL_THREADS) async_copy16(to + 16 * i, from + 16 * i);
+        for (int i = threadIdx.x; i < pieces; i += 32 * SMALL_WARPS) async_copy16(to + 16 * i, from + 16 * i);
         weights = to + before;
-    }
-    const u8* rows[SMALL_ROWS];
-#pragma unroll
-    for (int w = 0; w < SMALL_ROWS; w++) {
-        // Rows beyond the end repeat the last.
-        const int n = first + w < matrix.rows ? first + w : matrix.rows - 1;
-        rows[w] = weights + matrix.row_bytes * (n - block_first);
     }
     Forms x = args.x;
     int row = args.experts ? out_row / args.pairs : out_row;
     if (R == 1 && args.source.kind != SOURCE_FORMS) {
-        x = make_source(args, SHARED + 4 * 4 * SMALL_ROWS);
+        x = make_source(args, SHARED + 4 * SMALL_WARPS * SMALL_ROWS);
         row = 0;
     } else {
         wait_for_previous_kernel();
     }
-    // What results are added to comes along with the rest.
-    float before[SMALL_ROWS][R] = {};
-    if (args.accumulate && lane == 0 && part == 0) {
+    async_wait();
+    __syncthreads();
+    const int start = part * 32 + lane, step = split * 32;
+    const int past = block_first + block_rows, at_once = SMALL_WARPS / split * SMALL_ROWS;
+#pragma unroll 1
+    for (int first = block_first + warp / split * SMALL_ROWS; first < past; first += at_once) {
+        float sums[SMALL_ROWS][R] = {};
+        const u8* rows[SMALL_ROWS];
+#pragma unroll
+        for (int w = 0; w < SMALL_ROWS; w++) {
+            // Rows beyond the end repeat the last.
+            const int n = first + w < matrix.rows ? first + w : matrix.rows - 1;
+            rows[w] = weights + matrix.row_bytes * (n - block_first);
+        }
+        // What results are added to comes along with the weights.
+        float before[SMALL_ROWS][R] = {};
+        if (args.accumulate && lane == 0 && part == 0) {
+#pragma unroll
+            for (int w = 0; w < SMALL_ROWS; w++) {
+#pragma unroll
+                for (int r = 0; r < R; r++) {
+                    if (r < live && first + w < matrix.rows) {
+                        before[w][r] = matrix.out[static_cast<u64>(out_row + r) * matrix.out_stride + first + w];
+                    }
+                }
+            }
+        }
+        if (is_float_format(matrix.format)) {
+            with_float_format(matrix.format, [&](auto element) {
+                typedef decltype(element) E;
+                // Four neighbours a lane, so that a warp reads whole lines.
+#pragma unroll 1
+                for (int i = 4 * start; i < cols; i += 4 * step) {
+                    float4 w[SMALL_ROWS];
+#pragma unroll
+                    for (int j = 0; j < SMALL_ROWS; j++) w[j] = load4(reinterpret_cast<const E*>(rows[j]) + i);
+#pragma unroll
+                    for (int r = 0; r < R; r++) {
+                        if (r >= live) break;
+                        const float4 four = load4(x.values + static_cast<u64>(row + r) * cols + i);
+#pragma unroll
+                        for (int j = 0; j < SMALL_ROWS; j++) {
+                            float chain = fmaf(w[j].x, four.x, sums[j][r]);
+                            chain = fmaf(w[j].y, four.y, chain);
+                            chain = fmaf(w[j].z, four.z, chain);
+                            sums[j][r] = fmaf(w[j].w, four.w, chain);
+                        }
+                    }
+                }
+            });
+        } else {
+            with_block_format(matrix.format, [&](auto format) {
+                typedef decltype(format) F;
+                if (EXACT) {
+                    small_rows<Floats, R>(
+                        units, start, step, live, sums,
+                        [&](int w, int index, Floats& values) {
+                            Unit unit;
+                            F::unit(rows[w], index, unit);
+                            unit_values(unit, [&](int i, float value) { values.x[i] = value; });
+                        },
+                        [&](const Floats& values, int r, int index, float chain) {
+                            return multiply_unit(values.x, x.values + static_cast<u64>(row + r) * cols + 32 * index, chain);
+                        });
+                } else {
+                    small_rows<Unit, R>(
+                        units, start, step, live, sums,
+                        [&](int w, int index, Unit& unit) { F::unit(rows[w], index, unit); },
+                        [&](const Unit& unit, int r, int index, float chain) {
+                            const u64 at = static_cast<u64>(row + r) * units + index;
+                            u32 words[8];
+                            load_words_of_row(x.bytes.quants + 32 * at, words);
+                            return multiply_unit<F::OFFSETS>(unit, words, x.bytes.scales[at], x.bytes.sums + 2 * at, chain);
+                        });
+                }
+            });
+        }
+#pragma unroll
+        for (int w = 0; w < SMALL_ROWS; w++) {
+#pragma unroll
+            for (int r = 0; r < R; r++) sums[w][r] = warp_sum(sums[w][r]);
+        }
+        if (split > 1) {
+            if (lane == 0) {
+#pragma unroll
+                for (int w = 0; w < SMALL_ROWS; w++) {
+#pragma unroll
+                    for (int r = 0; r < R; r++) scratch[(warp * SMALL_ROWS + w) * R + r] = sums[w][r];
+                }
+            }
+            __syncthreads();
+            if (part > 0) return;  // the only rows of the block
+#pragma unroll
+            for (int w = 0; w < SMALL_ROWS; w++) {
+#pragma unroll
+                for (int r = 0; r < R; r++) {
+                    for (int other = 1; other < split; other++) {
+                        sums[w][r] += scratch[((warp + other) * SMALL_ROWS + w) * R + r];
+                    }
+                }
+            }
+        }
+        if (lane > 0) continue;
 #pragma unroll
         for (int w = 0; w < SMALL_ROWS; w++) {
 #pragma unroll
             for (int r = 0; r < R; r++) {
                 if (r < live && first + w < matrix.rows) {
-                    before[w][r] = matrix.out[static_cast<u64>(out_row + r) * matrix.out_stride + first + w];
+                    float* out = matrix.out + static_cast<u64>(out_row + r) * matrix.out_stride + first + w;
+                    *out = args.accumulate ? before[w][r] + sums[w][r] : sums[w][r];
                 }
-            }
-        }
-    }
-    async_wait();
-    __syncthreads();
-    const int start = part * 32 + lane, step = split * 32;
-    if (is_float_format(matrix.format)) {
-        with_float_format(matrix.format, [&](auto element) {
-            typedef decltype(element) E;
-            // Four neighbours a lane, so that a warp reads whole lines.
-#pragma unroll 1
-            for (int i = 4 * start; i < cols; i += 4 * step) {
-                float4 w[SMALL_ROWS];
-#pragma unroll
-                for (int j = 0; j < SMALL_ROWS; j++) w[j] = load4(reinterpret_cast<const E*>(rows[j]) + i);
-#pragma unroll
-                for (int r = 0; r < R; r++) {
-                    if (r >= live) break;
-                    const float4 four = load4(x.values + static_cast<u64>(row + r) * cols + i);
-#pragma unroll
-                    for (int j = 0; j < SMALL_ROWS; j++) {
-                        float chain = fmaf(w[j].x, four.x, sums[j][r]);
-                        chain = fmaf(w[j].y, four.y, chain);
-                        chain = fmaf(w[j].z, four.z, chain);
-                        sums[j][r] = fmaf(w[j].w, four.w, chain);
-                    }
-                }
-            }
-        });
-    } else {
-        with_block_format(matrix.format, [&](auto format) {
-            typedef decltype(format) F;
-            if (EXACT) {
-                small_rows<Floats, R>(
-                    units, start, step, live, sums,
-                    [&](int w, int index, Floats& values) {
-                        Unit unit;
-                        F::unit(rows[w], index, unit);
-                        unit_values(unit, [&](int i, float value) { values.x[i] = value; });
-                    },
-                    [&](const Floats& values, int r, int index, float chain) {
-                        return multiply_unit(values.x, x.values + static_cast<u64>(row + r) * cols + 32 * index, chain);
-                    });
-            } else {
-                small_rows<Unit, R>(
-                    units, start, step, live, sums,
-                    [&](int w, int index, Unit& unit) { F::unit(rows[w], index, unit); },
-                    [&](const Unit& unit, int r, int index, float chain) {
-                        const u64 at = static_cast<u64>(row + r) * units + index;
-                        u32 words[8];
-                        load_words_of_row(x.bytes.quants + 32 * at, words);
-                        return multiply_unit<F::OFFSETS>(unit, words, x.bytes.scales[at], x.bytes.sums + 2 * at, chain);
-                    });
-            }
-        });
-    }
-#pragma unroll
-    for (int w = 0; w < SMALL_ROWS; w++) {
-#pragma unroll
-        for (int r = 0; r < R; r++) sums[w][r] = warp_sum(sums[w][r]);
-    }
-    if (split > 1) {
-        if (lane == 0) {
-#pragma unroll
-            for (int w = 0; w < SMALL_ROWS; w++) {
-#pragma unroll
-                for (int r = 0; r < R; r++) scratch[(warp * SMALL_ROWS + w) * R + r] = sums[w][r];
-            }
-        }
-        __syncthreads();
-        if (part > 0) return;
-#pragma unroll
-        for (int w = 0; w < SMALL_ROWS; w++) {
-#pragma unroll
-            for (int r = 0; r < R; r++) {
-                for (int other = 1; other < split; other++) {
-                    sums[w][r] += scratch[((warp + other) * SMALL_ROWS + w) * R + r];
-                }
-            }
-        }
-    }
-    if (lane > 0) return;
-#pragma unroll
-    for (int w = 0; w < SMALL_ROWS; w++) {
-#pragma unroll
-        for (int r = 0; r < R; r++) {
-            if (r < live && first + w < matrix.rows) {
-                float* out = matrix.out + static_cast<u64>(out_row + r) * matrix.out_stride + first + w;
-                *out = args.accumulate ? before[w][r] + sums[w][r] : sums[w][r];
             }
         }
     }

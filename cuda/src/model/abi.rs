@@ -128,10 +128,12 @@ pub struct MatrixArgs {
     pub format: i32,
     /// First block of the grid that works on it.
     pub first_block: i32,
+    /// Weight rows of a block.
+    pub block_rows: i32,
     /// Warps that share a weight row.
-    pub split: i32,
-    /// Whether a block's rows go through shared memory.
-    pub staged: i32,
+    pub split: u16,
+    /// Whether the rows of a block go through shared memory.
+    pub staged: u16,
 }
 
 /// Most matrices of a product.

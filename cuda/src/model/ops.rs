@@ -19,8 +19,12 @@ const ROW_THREADS: usize = 256;
 const WARPS: usize = 4;
 /// Weight rows of a warp in products with few rows.
 const SMALL_ROWS: usize = 2;
+/// Warps of a block of a product with few rows.
+const SMALL_WARPS: usize = 8;
 /// Most bytes of a block's weight rows that go through shared memory.
-const STAGED_BYTES: usize = 24 << 10;
+const STAGED_BYTES: usize = 28 << 10;
+/// Weight rows from which on a block of a product with few rows takes twice as many: all blocks then run at once.
+const DOUBLED_ROWS: usize = 2048;
 /// Widest row that a product norms by itself.
 const NORM_COLS: usize = 2048;
 /// Widest row that a product makes by itself in other ways: it must fit into shared memory.
@@ -376,15 +380,15 @@ impl Ops {
                 };
                 self.launch(name, grid, TILE_THREADS as usize, shared, &args)?;
             } else {
-                let blocks = lay_out(&mut args, products, small_block_rows);
                 let (name, rows) = match self.arithmetic {
                     Arithmetic::Quantised if range.rows == 1 => ("matmul_quantised_1", 1),
                     Arithmetic::Quantised => ("matmul_quantised_4", 4),
                     Arithmetic::Exact => ("matmul_exact_1", 1),
                 };
+                let blocks = lay_out(&mut args, products, small_block_rows);
                 let grid = [blocks, range.rows.div_ceil(rows), 1];
-                let shared = small_shared(&mut args, rows, products);
-                self.launch(name, grid, 32 * WARPS, shared, &args)?;
+                let shared = small_shared(&mut args, rows);
+                self.launch(name, grid, 32 * SMALL_WARPS, shared, &args)?;
             }
         }
         Ok(())
@@ -416,8 +420,8 @@ impl Ops {
                 Arithmetic::Quantised => "matmul_quantised_1",
                 Arithmetic::Exact => "matmul_exact_1",
             };
-            let shared = small_shared(&mut args, 1, std::slice::from_ref(product));
-            self.launch(name, [blocks, experts.rows, 1], 32 * WARPS, shared, &args)?;
+            let shared = small_shared(&mut args, 1);
+            self.launch(name, [blocks, experts.rows, 1], 32 * SMALL_WARPS, shared, &args)?;
         }
         Ok(())
     }
@@ -455,7 +459,10 @@ impl Ops {
 
 /// Weight rows that a block of a product with few rows takes.
 fn small_block_rows(matrix: &DeviceMatrix) -> usize {
-    WARPS / split(matrix.rows, matrix.cols) * SMALL_ROWS
+    let split = split(matrix.rows, matrix.cols);
+    let rows = SMALL_WARPS / split * SMALL_ROWS;
+    let doubled = split == 1 && matrix.rows >= DOUBLED_ROWS;
+    if doubled && 2 * rows * matrix.row_bytes <= STAGED_BYTES { 2 * rows } else { rows }
 }
 
 /// Whether 256 columns hold whole heads, and eight neighbours stand in one.
@@ -467,30 +474,26 @@ fn rows_of(ranges: &[RowRange]) -> usize {
     ranges.iter().map(|range| range.rows).sum()
 }
 
-/// Bytes of the weight rows of a block of a product with few rows.
-fn block_bytes(matrix: &DeviceMatrix) -> usize {
-    small_block_rows(matrix) * matrix.row_bytes
-}
-
-/// Whether they go through shared memory. Blocks of values are short of wide loads by themselves, floats are not.
-fn is_staged(matrix: &DeviceMatrix) -> bool {
+/// Whether `block_rows` weight rows go through shared memory. Blocks of values are short of wide loads by themselves,
+/// floats are not.
+fn is_staged(matrix: &DeviceMatrix, block_rows: usize) -> bool {
     let floats = matches!(matrix.format, QFormat::F32 | QFormat::F16 | QFormat::BF16);
-    !floats && block_bytes(matrix) <= STAGED_BYTES
+    !floats && block_rows * matrix.row_bytes <= STAGED_BYTES
 }
 
 /// Bytes of shared memory of a product with up to `rows` rows at once, and where weights stand in it.
-fn small_shared(args: &mut MatmulArgs, rows: usize, products: &[Product]) -> u32 {
-    let mut bytes = 4 * WARPS * SMALL_ROWS * rows;
+fn small_shared(args: &mut MatmulArgs, rows: usize) -> u32 {
+    let mut bytes = 4 * SMALL_WARPS * SMALL_ROWS * rows;
     if args.source.kind != SOURCE_FORMS {
         let cols = args.x.cols as usize;
-        bytes += 4 * 8;
+        bytes += 4 * SMALL_WARPS;
         bytes += if args.x.values != 0 { 4 * cols } else { 0 };
         bytes += if args.x.bytes.quants != 0 { cols + cols / 8 + cols / 4 } else { 0 };
     }
     args.staged_at = bytes.next_multiple_of(16) as i32;
-    let staged = products.iter().map(|product| &product.matrix).filter(|matrix| is_staged(matrix));
+    let staged = args.matrices.iter().filter(|matrix| matrix.staged != 0);
     // Whole pieces of 16 bytes, where rows need not start at one.
-    match staged.map(block_bytes).max() {
+    match staged.map(|matrix| matrix.block_rows as usize * matrix.row_bytes as usize).max() {
         Some(weights) => (args.staged_at as usize + weights.next_multiple_of(16) + 16) as u32,
         None => bytes as u32,
     }
@@ -505,6 +508,7 @@ fn lay_out(
     let mut blocks = 0;
     for (place, product) in args.matrices.iter_mut().zip(products) {
         let matrix = &product.matrix;
+        let rows = block_rows(matrix);
         *place = MatrixArgs {
             weights: matrix.address,
             row_bytes: matrix.row_bytes as u64,
@@ -513,10 +517,11 @@ fn lay_out(
             out_stride: product.out_stride as i32,
             format: format_number(matrix.format),
             first_block: blocks as i32,
-            split: split(matrix.rows, matrix.cols) as i32,
-            staged: is_staged(matrix) as i32,
+            block_rows: rows as i32,
+            split: split(matrix.rows, matrix.cols) as u16,
+            staged: is_staged(matrix, rows) as u16,
         };
-        blocks += matrix.rows.div_ceil(block_rows(matrix));
+        blocks += matrix.rows.div_ceil(rows);
     }
     blocks
 }
@@ -545,8 +550,8 @@ mod tests {
             source: SourceArgs::default(),
         };
         let blocks = lay_out(&mut args, &products, small_block_rows);
-        assert_eq!((args.matrices[1].first_block, args.matrices[2].first_block), (2, 2 + 1536));
-        assert_eq!(blocks, 2 + 1536 + 1250);
+        assert_eq!((args.matrices[1].first_block, args.matrices[2].first_block), (1, 1 + 768));
+        assert_eq!(blocks, 1 + 768 + 625);
         assert_eq!((args.matrices[1].split, args.matrices[2].split), (2, 1));
     }
 
