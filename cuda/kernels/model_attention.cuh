@@ -81,12 +81,21 @@ struct AttendShared {
 template <class E>
 __device__ __forceinline__ void stage_positions(const AttentionArgs& args, const AttentionRow& place, int first, int end,
                                                 int head, float* tile) {
-    const int dim = args.dim, lane = threadIdx.x & 31;
+    constexpr int WARPS = ATTEND_THREADS / 32;
+    const int dim = args.dim, lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const E* from = cache_row<E>(args, place, first, head);
-#pragma unroll 4
-    for (int p = threadIdx.x >> 5; p < SPAN_POSITIONS; p += ATTEND_THREADS / 32) {
-        for (int d = 4 * lane; d < dim; d += 128) {
-            const float4 four = first + p < end ? load4(from + p * dim + d) : make_float4(0.f, 0.f, 0.f, 0.f);
+    for (int d = 4 * lane; d < dim; d += 128) {
+        // All loads are on their way before the first is used; beyond the end they repeat the first position.
+        float4 fours[SPAN_POSITIONS / WARPS];
+#pragma unroll
+        for (int i = 0; i < SPAN_POSITIONS / WARPS; i++) {
+            const int p = warp + WARPS * i;
+            fours[i] = load4(from + (first + p < end ? p : 0) * dim + d);
+        }
+#pragma unroll
+        for (int i = 0; i < SPAN_POSITIONS / WARPS; i++) {
+            const int p = warp + WARPS * i;
+            const float4 four = first + p < end ? fours[i] : make_float4(0.f, 0.f, 0.f, 0.f);
             *reinterpret_cast<float4*>(tile + p * (dim + TILE_GAP) + d) = four;
         }
     }
