@@ -145,9 +145,10 @@ fn moe(
     let activated = grown(activated, places * width);
     let down = groups.iter().map(|group| &of(group).down);
     inner.make(products, activated, width, down, activate(call, gate, up));
-    let outputs = [SharedRows::new(grown(returned, places * hidden), places, hidden)];
-    grouped(products, inner, groups, |group, _| &of(group).down, &outputs);
-    drop(outputs);
+    {
+        let outputs = [SharedRows::new(grown(returned, places * hidden), places, hidden)];
+        grouped(products, inner, groups, |group, _| &of(group).down, &outputs);
+    }
 
     let mut result = std::mem::take(&mut scratch.experts.shared);
     let mut gates = std::mem::take(&mut scratch.experts.shared_gate);
