@@ -22,7 +22,7 @@ const TRIALS: usize = 7;
 
 /// Prefetch distances to choose from, in vectors. What the processor asks for by itself (0) may leave a tenth of the
 /// rate of reads unused, and more in unlucky moments.
-const AHEAD: [usize; 5] = [0, 16, 32, 64, 128];
+pub(crate) const AHEAD: [usize; 5] = [0, 16, 32, 64, 128];
 
 /// Bytes per second, all of the team's threads together. Bytes read and bytes written both count.
 #[derive(Clone, Copy, Debug, Serialize)]

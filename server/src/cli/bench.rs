@@ -42,7 +42,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     }
     let model = settings::load_model(&args.model)?;
     let threads = if compute.threads == 0 { default_threads() } else { compute.threads };
-    let bandwidth = bandwidth::measure(threads);
+    let bandwidth = bandwidth::measure(threads)?;
     let longest = tests.iter().map(|test| test.depth + test.tokens).max().unwrap_or(0);
     let runner = evaluate::runner(&model, &compute, longest)?;
     let mut bench = Bench { runner, model: &model, rows: compute.rows(SLICE) };

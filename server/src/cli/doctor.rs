@@ -23,8 +23,8 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     let compute = Compute::new(&args.compute, KvType::F16)?;
     let threads = if compute.threads == 0 { default_threads() } else { compute.threads };
     let machine = Machine::look();
-    let read = bandwidth::measure(threads);
-    let alone = if threads == 1 { read } else { bandwidth::measure(1) };
+    let read = bandwidth::measure(threads)?;
+    let alone = if threads == 1 { read } else { bandwidth::measure(1)? };
     let levels: Vec<&str> = Isa::available().iter().map(|isa| isa.name()).collect();
     let advice = advice(&machine, &compute, threads);
     let configuration = configuration()?;
