@@ -58,8 +58,6 @@ struct Floats {
     float x[32];
 };
 
-// The sum of squares of a row that a product norms itself is that of `rms_norm`, which gives each warp 256 columns; there
-// are no more columns than its warps take.
 // One row of activations by all warps of a block.
 template <class Args>
 __device__ __forceinline__ void make_pieces(const Args& args, int cols) {
@@ -71,7 +69,8 @@ __device__ __forceinline__ void make_pieces(const Args& args, int cols) {
 }
 
 // Makes the one row of activations in shared memory from `at` on, with the bits that the kernels of model_rows.cuh give it.
-// SMALL_WARPS warps; a barrier must follow.
+// SMALL_WARPS warps; a barrier must follow. The sum of squares of a row that it norms is that of `rms_norm`, which gives each
+// warp 256 columns; there are no more columns than the block's warps take.
 __device__ __forceinline__ Forms make_source(const MatmulArgs& args, u8* at) {
     const Source& source = args.source;
     const int warp = threadIdx.x >> 5, column = 8 * threadIdx.x, cols = static_cast<int>(args.x.cols);

@@ -25,8 +25,8 @@ const SMALL_WARPS: usize = 8;
 const STAGED_BYTES: usize = 28 << 10;
 /// Weight rows from which on a block of a product with few rows takes twice as many: all blocks then run at once.
 const DOUBLED_ROWS: usize = 2048;
-/// Widest row that a product norms by itself.
-const NORM_COLS: usize = 2048;
+/// Widest row that a product norms by itself: a warp has 256 columns.
+const NORM_COLS: usize = 256 * SMALL_WARPS;
 /// Widest row that a product makes by itself in other ways: it must fit into shared memory.
 const SOURCE_COLS: usize = 4096;
 /// Weight rows from which on a product has so many blocks that each making its activations would cost more than a kernel.
