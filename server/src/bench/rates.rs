@@ -20,9 +20,12 @@ const PASSES: usize = 3;
 /// Passes by which a prefetch distance is chosen.
 const TRIALS: usize = 7;
 
+/// Bytes that [`read_rate`] reads at least, and at most where twice the size of the caches is more.
+const READ_BYTES: [usize; 2] = [256 << 20, 1 << 30];
+
 /// Prefetch distances to choose from, in vectors. What the processor asks for by itself (0) may leave a tenth of the
 /// rate of reads unused, and more in unlucky moments.
-pub(crate) const AHEAD: [usize; 5] = [0, 16, 32, 64, 128];
+const AHEAD: [usize; 5] = [0, 16, 32, 64, 128];
 
 /// Bytes per second, all of the team's threads together. Bytes read and bytes written both count.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -70,11 +73,7 @@ impl Probe {
     /// # Errors
     /// There is not that much memory, or the processor lacks the instructions.
     pub fn new(team: &Team, isa: Isa, bytes: usize) -> anyhow::Result<Probe> {
-        let kernels = MemoryKernels::for_isa(isa)
-            .ok_or_else(|| anyhow::anyhow!("this processor does not have {isa}"))?;
-        let mut values = Arena::zeroed((bytes / 4).next_multiple_of(2 * UNIT), "the memory probe")?;
-        values.values_mut().fill(1.0);
-        let mut probe = Probe { kernels, values, read_ahead: 0, update_ahead: 0 };
+        let mut probe = Probe::untuned(isa, bytes)?;
         let rounds: Vec<[(f64, f64); AHEAD.len()]> = (0..TRIALS)
             .map(|_| AHEAD.map(|ahead| (probe.read(team, ahead), probe.update(team, ahead))))
             .collect();
@@ -87,10 +86,24 @@ impl Probe {
         Ok(probe)
     }
 
+    /// A probe that asks for nothing ahead.
+    fn untuned(isa: Isa, bytes: usize) -> anyhow::Result<Probe> {
+        let kernels = MemoryKernels::for_isa(isa)
+            .ok_or_else(|| anyhow::anyhow!("this processor does not have {isa}"))?;
+        let mut values = Arena::zeroed((bytes / 4).next_multiple_of(2 * UNIT), "the memory probe")?;
+        values.values_mut().fill(1.0);
+        Ok(Probe { kernels, values, read_ahead: 0, update_ahead: 0 })
+    }
+
     /// The rates now: medians of a few passes, since one takes only milliseconds.
     pub fn measure(&mut self, team: &Team) -> Rates {
         let passes: [Rates; PASSES] = std::array::from_fn(|_| self.pass(team));
         Rates::median(&passes)
+    }
+
+    /// The fastest of a few passes of reading with each prefetch distance, since others share the machine.
+    fn fastest_read(&mut self, team: &Team) -> f64 {
+        [AHEAD; PASSES].into_iter().flatten().map(|ahead| self.read(team, ahead)).fold(0.0, f64::max)
     }
 
     fn pass(&mut self, team: &Team) -> Rates {
@@ -125,6 +138,19 @@ impl Probe {
         let copy = |_, to: &mut [f32], from: &mut [f32]| kernels.copy_streaming(from, to);
         bytes / timed(team, || each_pair((to, UNIT), (from, UNIT), 1, copy))
     }
+}
+
+/// Bytes per second that `threads` threads read together at best, with the widest instructions the processor has and the
+/// prefetch distance that suits it: some processors reach two thirds of their rate without. Where the caches are large, up
+/// to a quarter of `room`, the bytes of memory that can be had, is read.
+///
+/// # Errors
+/// There are not that many threads or not that much memory to be had.
+pub fn read_rate(threads: usize, room: Option<u64>) -> anyhow::Result<f64> {
+    let quarter = room.map_or(READ_BYTES[1], |room| usize::try_from(room / 4).unwrap_or(usize::MAX));
+    let most = quarter.clamp(READ_BYTES[0], READ_BYTES[1]);
+    let bytes = (2 * last_level_cache()).clamp(READ_BYTES[0], most);
+    Ok(Probe::untuned(Isa::detect(), bytes)?.fastest_read(&Team::new(threads)?))
 }
 
 fn timed(team: &Team, work: impl FnOnce()) -> f64 {
@@ -168,8 +194,17 @@ mod tests {
     #[test]
     fn a_probe_finds_rates() {
         let team = Team::new(2).unwrap();
-        let rates = Probe::new(&team, Isa::Scalar, 4 << 20).unwrap().measure(&team);
+        let mut probe = Probe::new(&team, Isa::Scalar, 4 << 20).unwrap();
+        let rates = probe.measure(&team);
         assert!(rates.read > 0.0 && rates.copy > 0.0 && rates.update > 0.0);
+        assert!(probe.fastest_read(&team) > 0.0 && read_rate(2, Some(0)).unwrap() > 0.0);
         assert!(last_level_cache() > 0);
+    }
+
+    #[test]
+    fn a_probe_needs_the_instructions_it_is_to_use() {
+        let absent = Isa::ALL.into_iter().find(|isa| !isa.is_available()).unwrap();
+        let error = Probe::new(&Team::new(1).unwrap(), absent, 4 << 20).err().unwrap().to_string();
+        assert!(error.contains(absent.name()), "{error}");
     }
 }

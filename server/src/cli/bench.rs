@@ -14,9 +14,11 @@ use millpond::state::memory::KvType;
 
 use super::args::{BenchArgs, BenchPart};
 use super::bench_report::{self, Measurement, Test};
+use super::evaluate;
 use super::failure::usage;
+use super::machine::Machine;
 use super::settings::{self, Compute};
-use super::{bandwidth, evaluate};
+use crate::bench::rates::read_rate;
 
 /// Rows of a prefill pass.
 const SLICE: usize = 512;
@@ -42,7 +44,7 @@ pub(crate) fn run(args: &BenchArgs) -> anyhow::Result<()> {
     }
     let model = settings::load_model(&args.model)?;
     let threads = if compute.threads == 0 { default_threads() } else { compute.threads };
-    let bandwidth = bandwidth::measure(threads)?;
+    let bandwidth = read_rate(threads, Machine::look().room())?;
     let longest = tests.iter().map(|test| test.depth + test.tokens).max().unwrap_or(0);
     let runner = evaluate::runner(&model, &compute, longest)?;
     let mut bench = Bench { runner, model: &model, rows: compute.rows(SLICE) };

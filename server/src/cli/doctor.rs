@@ -11,7 +11,8 @@ use serde_json::json;
 use super::args::DoctorArgs;
 use super::machine::Machine;
 use super::settings::Compute;
-use super::{bandwidth, config, device, folders, output};
+use super::{config, device, folders, output};
+use crate::bench::rates::read_rate;
 use crate::built_in;
 use crate::hub::cache::Cache;
 
@@ -23,8 +24,8 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<()> {
     let compute = Compute::new(&args.compute, KvType::F16)?;
     let threads = if compute.threads == 0 { default_threads() } else { compute.threads };
     let machine = Machine::look();
-    let read = bandwidth::measure(threads)?;
-    let alone = if threads == 1 { read } else { bandwidth::measure(1)? };
+    let read = read_rate(threads, machine.room())?;
+    let alone = if threads == 1 { read } else { read_rate(1, machine.room())? };
     let levels: Vec<&str> = Isa::available().iter().map(|isa| isa.name()).collect();
     let advice = advice(&machine, &compute, threads);
     let configuration = configuration()?;

@@ -80,6 +80,12 @@ impl Machine {
             lock_limit: lock_limit(),
         }
     }
+
+    /// Bytes of memory that this process could have now, as far as the system says.
+    #[must_use]
+    pub(crate) fn room(&self) -> Option<u64> {
+        [self.available, self.memory_limit].into_iter().flatten().min()
+    }
 }
 
 /// What a small file of the system says.

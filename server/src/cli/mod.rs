@@ -3,7 +3,6 @@
 mod answer;
 pub mod args;
 pub mod argv;
-mod bandwidth;
 mod bench;
 mod bench_report;
 mod chat;
